@@ -1,0 +1,36 @@
+"""What every test runs under: CPU, rank promotion raises, a key used twice raises, compiled programs are cached.
+
+Warnings are errors and annotations are checked at run time: see `[tool.pytest.ini_options]` in pyproject.toml.
+This file must not import ssmjax: jaxtyping's import hook has to be in place first.
+"""
+
+import os
+import platform
+from pathlib import Path
+
+# Before jax is imported. A run on an accelerator sets JAX_PLATFORMS itself.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import flax
+import jax
+import pytest
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssmjax" / "xla"
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_report_header() -> str:
+    """Says which versions the tests ran on."""
+    return (
+        f"python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__} on {jax.default_backend()}"
+    )
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """The same fresh random key in every test."""
+    return jax.random.key(0)
