@@ -1,0 +1,1 @@
+"""Benchmarks: how fast the ops and models are, and against what."""

@@ -1,0 +1,114 @@
+"""What the op benchmark times: for each op its inputs at a shape, our variants, and the opponents."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import forms
+from ssmjax import ops
+from ssmjax.ops.causal_conv1d.cost import causal_conv1d_cost
+from ssmjax.ops.cost import Cost
+from ssmjax.ops.linear_scan.cost import linear_scan_cost
+from ssmjax.ops.selective_scan.cost import selective_scan_cost
+from ssmjax.ops.selective_scan.xla import selective_scan_xla
+
+__all__ = ["CASES", "Case"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One op at one shape.
+
+    Attributes:
+        args: Arrays.
+        ours: Variants of the library by name, `"ours: ..."`; each maps `args` to y.
+        opponents: The others by name.
+        reference: Maps `args` to the y that all are checked against.
+        cost: Of the forward pass.
+    """
+
+    args: tuple[jax.Array, ...]
+    ours: Mapping[str, Callable]
+    opponents: Mapping[str, Callable]
+    reference: Callable
+    cost: Cost
+
+
+def selective_scan_case(shape: tuple[int, ...], dtype: jnp.dtype) -> Case:
+    """Shape (b l e n)."""
+    b, l, e, n = shape
+    keys = jax.random.split(jax.random.key(0), 5)
+    x = jax.random.normal(keys[0], (b, l, e), dtype)
+    dt = jax.nn.softplus(jax.random.normal(keys[1], (b, l, e)) - 2).astype(dtype)
+    A = -jnp.exp(0.5 * jax.random.normal(keys[2], (e, n)))
+    B, C = (jax.random.normal(key, (b, l, n), dtype) for key in keys[3:])
+
+    def form(name, **knobs):
+        def call(x, dt, A, B, C):
+            return selective_scan_xla(x, dt, A, B, C, None, None, None, False, None, None, False, form=name, **knobs)[0]
+
+        return call
+
+    ours = {
+        "ours: auto": ops.selective_scan,
+        "ours: sequential": form("sequential"),
+        "ours: chunked": form("chunked"),
+    }
+    if jax.default_backend() != "cpu":
+        ours |= {f"ours: sequential, unroll={u}": form("sequential", unroll=u) for u in (4, 8)}
+        ours |= {f"ours: chunked, Q={q}": form("chunked", chunk=q) for q in (32, 128, 256)}
+    opponents = forms.OPPONENTS if dtype == jnp.float32 else {}
+    reference = functools.partial(ops.selective_scan, implementation="reference")
+    cost = selective_scan_cost(b, l, e, n, itemsize=jnp.dtype(dtype).itemsize)
+    return Case((x, dt, A, B, C), ours, opponents, reference, cost)
+
+
+def linear_scan_case(shape: tuple[int, ...], dtype: jnp.dtype) -> Case:
+    """Shape (b l f)."""
+    b, l, f = shape
+    keys = jax.random.split(jax.random.key(0))
+    args = jax.random.uniform(keys[0], shape, dtype), jax.random.normal(keys[1], shape, dtype)
+
+    def associative(a, x):
+        combine = lambda p, q: (q[0] * p[0], q[0] * p[1] + q[1])  # noqa: E731
+        return jax.lax.associative_scan(combine, (a, x), axis=1)[1]
+
+    reference = functools.partial(ops.linear_scan, implementation="reference")
+    opponents = {"scan": reference, "associative": associative}
+    cost = linear_scan_cost(b, l, f, itemsize=jnp.dtype(dtype).itemsize)
+    return Case(args, {"ours: auto": ops.linear_scan}, opponents, reference, cost)
+
+
+def causal_conv1d_case(shape: tuple[int, ...], dtype: jnp.dtype) -> Case:
+    """Shape (b l e k)."""
+    b, l, e, k = shape
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (b, l, e), dtype)
+    weight, bias = jax.random.normal(keys[1], (k, e)), jax.random.normal(keys[2], (e,))
+
+    def lax_conv(x, weight, bias):
+        y = jax.lax.conv_general_dilated(
+            x.astype(jnp.float32),
+            weight[:, None],
+            window_strides=(1,),
+            padding=((k - 1, 0),),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=e,
+        )
+        return jax.nn.silu(y + bias[None, None]).astype(x.dtype)
+
+    ours = {"ours: auto": functools.partial(ops.causal_conv1d, activation="silu")}
+    reference = functools.partial(ops.causal_conv1d, activation="silu", implementation="reference")
+    cost = causal_conv1d_cost(b, l, e, k, itemsize=jnp.dtype(dtype).itemsize)
+    return Case((x, weight, bias), ours, {"lax.conv": lax_conv, "windows": reference}, reference, cost)
+
+
+CASES: dict[str, tuple[Callable[[tuple[int, ...], jnp.dtype], Case], tuple[str, ...]]] = {
+    "selective_scan": (selective_scan_case, ("2x1024x256x16",)),
+    "linear_scan": (linear_scan_case, ("2x1024x4096",)),
+    "causal_conv1d": (causal_conv1d_case, ("2x1024x256x4",)),
+}
+"""For each op its case and its default shapes."""

@@ -1,0 +1,181 @@
+"""Times the ops against other pure-JAX forms: `python -m benchmarks.ops`.
+
+Every variant is first checked against the op's reference, outputs and gradients; one that is wrong stops the run. Then
+forward, and forward with backward, are timed in turns. What is compared and how: benchmarks/README.md.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from benchmarks.cases import CASES, Case
+from benchmarks.timing import bandwidth, compile_all, time_in_turns
+from ssmjax import errors
+
+__all__ = ["Config", "main"]
+
+GATE = {"forward": {"float32": 1e-4, "bfloat16": 5e-2}, "forward+backward": {"float32": 1e-3, "bfloat16": 1e-1}}
+"""Largest relative error that passes the gate, by pass and dtype."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run.
+
+    Attributes:
+        op: Ops to time; all by default.
+        shapes: Shapes such as `2x1024x256x16` (b l e n); each op's default otherwise.
+        dtype: float32 or bfloat16.
+        rounds: Timed runs of each variant.
+        memory_length: Length at which the selective scan's peak memory is compiled, not run; 0 for none.
+        out: Results file; `benchmarks/results/<device>.json` by default.
+    """
+
+    op: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
+    dtype: str = "float32"
+    rounds: int = 15
+    memory_length: int = 8192
+    out: pathlib.Path | None = None
+
+
+def main(config: Config) -> list[dict]:
+    """Runs the benchmark, writes its records and prints its tables; returns the records."""
+    for op in config.op:
+        if op not in CASES:
+            raise errors.unknown_name("benchmark", op, list(CASES))
+    device = jax.devices()[0].device_kind.lower().replace(" ", "_")
+    bytes_per_second = bandwidth()
+    records = []
+    for op in config.op or CASES:
+        make_case, default_shapes = CASES[op]
+        for shape in config.shapes or default_shapes:
+            case = make_case(tuple(map(int, shape.split("x"))), jnp.dtype(config.dtype))
+            timed = _time(op, shape, case, config, bytes_per_second)
+            records += timed
+            _print_table(op, shape, timed)
+    if config.memory_length and "selective_scan" in (config.op or CASES):
+        shape = f"2x{config.memory_length}x256x16"
+        measured = _measure_memory(shape)
+        records += measured
+        _print_memory(shape, measured)
+    stamp = _stamp(device)
+    records = [record | stamp for record in records]
+    out = config.out or pathlib.Path(__file__).parent / "results" / f"{device}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(_merged(out, records), indent=1) + "\n")
+    print(f"Wrote {len(records)} records to {out}")
+    return records
+
+
+def _passes(case: Case, function) -> dict:
+    """The two passes of a variant as functions of the case's arrays and the cotangent of y."""
+
+    def forward(*args):
+        return function(*args[:-1])
+
+    def both(*args):
+        y, vjp = jax.vjp(function, *args[:-1])
+        return y, vjp(args[-1])
+
+    return {"forward": forward, "forward+backward": both}
+
+
+def _time(op: str, shape: str, case: Case, config: Config, bytes_per_second: float) -> list[dict]:
+    """Records of one op at one shape: all variants, both passes."""
+    dy = jax.random.normal(jax.random.key(1), jax.eval_shape(case.reference, *case.args).shape, config.dtype)
+    args = *case.args, dy
+    functions = {**case.opponents, **case.ours}
+    records = []
+    for which in ("forward", "forward+backward"):
+        compiled = compile_all({name: _passes(case, f)[which] for name, f in functions.items()}, args)
+        wanted = jax.jit(_passes(case, case.reference)[which])(*args)
+        found = {name: _error(c.call(*args), wanted) for name, c in compiled.items()}
+        for name, error in found.items():
+            if not error <= GATE[which][config.dtype]:
+                raise SystemExit(f"{op} {shape} {which}: {name!r} is wrong, relative error {error:.1e}. Nothing was timed.")
+        timed = time_in_turns({name: c.call for name, c in compiled.items()}, args, config.rounds)
+        for name, (ms, spread) in timed.items():
+            records.append(
+                {
+                    "op": op,
+                    "shape": shape,
+                    "dtype": config.dtype,
+                    "pass": which,
+                    "variant": name,
+                    "ms": round(ms, 4),
+                    "spread": round(spread, 3),
+                    "floor_ms": round(1e3 * case.cost.bytes / bytes_per_second, 4) if which == "forward" else None,
+                    "error": found[name],
+                    "temp_mb": round(compiled[name].temp_bytes / 1e6, 3),
+                }
+            )
+    return records
+
+
+def _error(got, wanted) -> float:
+    """Largest error over a tree's arrays, each relative to the array's largest entry."""
+
+    def one(g, w):
+        g, w = g.astype(jnp.float32), w.astype(jnp.float32)
+        return float(jnp.max(jnp.abs(g - w)) / jnp.maximum(jnp.max(jnp.abs(w)), 1e-6))
+
+    return max(jax.tree.leaves(jax.tree.map(one, got, wanted)))
+
+
+def _measure_memory(shape: str) -> list[dict]:
+    """Peak temporary memory of forward+backward of every selective scan, from the compiler; nothing runs."""
+    case = CASES["selective_scan"][0](tuple(map(int, shape.split("x"))), jnp.dtype("float32"))
+    args = *case.args, case.args[0]
+    functions = {n: _passes(case, f)["forward+backward"] for n, f in {**case.opponents, **case.ours}.items()}
+    compiled = compile_all(functions, args)
+    keys = {"op": "selective_scan", "shape": shape, "dtype": "float32", "pass": "forward+backward, memory only"}
+    return [keys | {"variant": name, "temp_mb": round(c.temp_bytes / 1e6, 3)} for name, c in compiled.items()]
+
+
+def _print_table(op: str, shape: str, records: list[dict]) -> None:
+    for which in ("forward", "forward+backward"):
+        rows = [r for r in records if r["pass"] == which]
+        best = min((r for r in rows if not r["variant"].startswith("ours")), key=lambda r: r["ms"], default=None)
+        print(f"\n{op} {shape} {rows[0]['dtype']}, {which}")
+        for r in sorted(rows, key=lambda r: r["ms"]):
+            ratio = f"{r['ms'] / best['ms']:6.2f}x best opponent" if best else ""
+            print(f"  {r['variant']:52s} {r['ms']:10.3f} ms  +-{r['spread']:4.0%}  {r['temp_mb']:9.1f} MB  {ratio}")
+
+
+def _print_memory(shape: str, records: list[dict]) -> None:
+    whole = next(r["temp_mb"] for r in records if r["variant"] == "associative, materialized")
+    print(f"\nselective_scan {shape}, peak temporary memory of forward+backward")
+    for r in sorted(records, key=lambda r: r["temp_mb"]):
+        print(f"  {r['variant']:52s} {r['temp_mb']:10.1f} MB  1/{whole / r['temp_mb']:.0f} of the materialized form")
+
+
+def _stamp(device: str) -> dict:
+    """Where the numbers come from."""
+    command = ["git", "describe", "--always", "--dirty"]
+    git = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent, check=False)
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    versions["python"] = sys.version.split()[0]
+    return {"device": device, "commit": git.stdout.strip() or "uncommitted", "versions": versions}
+
+
+def _merged(out: pathlib.Path, records: list[dict]) -> list[dict]:
+    """The records in the file, those measured again replaced."""
+
+    def key(record):
+        return tuple(record[k] for k in ("op", "shape", "dtype", "pass", "variant"))
+
+    old = json.loads(out.read_text()) if out.exists() else []
+    new = {key(record) for record in records}
+    return [record for record in old if "op" not in record or key(record) not in new] + records
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

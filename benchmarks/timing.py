@@ -1,0 +1,58 @@
+"""Timing: compiled functions of arrays, in turns, median and spread."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["Compiled", "bandwidth", "compile_all", "time_in_turns"]
+
+
+class Compiled(NamedTuple):
+    """A compiled function and the bytes of its temporary buffers."""
+
+    call: Callable[..., Any]
+    temp_bytes: int
+
+
+def compile_all(functions: Mapping[str, Callable], args: tuple) -> dict[str, Compiled]:
+    """Compiles each function for `args`, which enter as arguments, never as constants."""
+    compiled = {}
+    for name, function in functions.items():
+        call = jax.jit(function).lower(*args).compile()
+        compiled[name] = Compiled(call, int(call.memory_analysis().temp_size_in_bytes))
+    return compiled
+
+
+def time_in_turns(calls: Mapping[str, Callable], args: tuple, rounds: int) -> dict[str, tuple[float, float]]:
+    """Milliseconds of each call: the median, and the interquartile range over the median.
+
+    The calls take turns, so that a disturbance of the machine meets all of them. The first round does not count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call(*args))
+            if turn:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: _summary(samples) for name, samples in times.items()}
+
+
+def _summary(samples: list[float]) -> tuple[float, float]:
+    median = statistics.median(samples)
+    if len(samples) < 2:
+        return median, 0.0
+    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return median, (high - low) / median
+
+
+def bandwidth(megabytes: int = 256) -> float:
+    """Bytes per second of a large copy on the default device, read and write counted."""
+    v = jnp.ones((megabytes * 2**18,), jnp.float32)
+    copy = jax.jit(lambda v: v + 1).lower(v).compile()
+    ms, _ = time_in_turns({"copy": copy}, (v,), 5)["copy"]
+    return 2 * v.nbytes / (1e-3 * ms)

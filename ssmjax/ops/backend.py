@@ -1,0 +1,199 @@
+"""Which implementation of an op runs: names, the choice, and the record of what was chosen and why.
+
+`"auto"` takes the first implementation, in the op's own order of preference, that supports the call. A *named* one works or
+raises. The name comes from the call, else from the innermost `use_implementation` block, else from the environment variable
+`SSMJAX_IMPLEMENTATION`, else it is `"auto"`. The choice is made while JAX traces, so a function that is already compiled
+keeps the implementation it was compiled with.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, get_args
+
+from ssmjax import errors
+
+__all__ = [
+    "Decision",
+    "Implementation",
+    "Op",
+    "Support",
+    "decisions",
+    "register_op",
+    "registered_ops",
+    "report",
+    "resolve",
+    "use_implementation",
+]
+
+logger = logging.getLogger(__name__)
+
+Implementation = Literal["auto", "reference", "xla", "pallas_triton", "pallas_mosaic", "pallas_tpu"]
+"""The names an `implementation=` argument takes."""
+
+Support = str | None
+"""Whether an implementation takes a call: None if it does, otherwise the condition that failed."""
+
+ENVIRONMENT_VARIABLE = "SSMJAX_IMPLEMENTATION"
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """A registered op: what the registry-wide tests need to call it without knowing it.
+
+    Attributes:
+        name: Its public name.
+        function: The public function; takes `implementation=`.
+        implementations: The implementations it has, besides `"auto"`.
+        example: `example(key) -> (args, kwargs)`, a tiny call.
+        expected: `expected(*args, **kwargs)`, the outputs of such a call as a tree of `jax.ShapeDtypeStruct`.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    implementations: tuple[str, ...]
+    example: Callable[[Any], tuple[tuple, dict]]
+    expected: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """One answered question "which implementation?": the op, what was asked, where that came from, the answer, and why."""
+
+    op: str
+    requested: str
+    source: str
+    chosen: str
+    reason: str
+
+
+_ops: dict[str, Op] = {}
+_decisions: dict[Decision, None] = {}  # a dict for its order: one entry for each distinct decision, oldest first
+_overrides: contextvars.ContextVar[tuple[tuple[str, tuple[str, ...]], ...]] = contextvars.ContextVar(
+    "ssmjax_implementation", default=()
+)
+
+
+def register_op(
+    name: str,
+    function: Callable[..., Any],
+    *,
+    implementations: tuple[str, ...],
+    example: Callable[[Any], tuple[tuple, dict]],
+    expected: Callable[..., Any],
+) -> None:
+    """Adds an op to the registry; the arguments are the fields of `Op`."""
+    _ops[name] = Op(name, function, implementations, example, expected)
+
+
+def registered_ops() -> tuple[Op, ...]:
+    """Every registered op, sorted by name.
+
+    >>> import ssmjax.ops
+    >>> [op.name for op in ssmjax.ops.registered_ops()][:2]
+    ['apply_order', 'causal_conv1d']
+    """
+    return tuple(_ops[name] for name in sorted(_ops))
+
+
+@contextlib.contextmanager
+def use_implementation(name: str, *ops: str) -> Iterator[None]:
+    """Sets the default implementation inside a `with` block, for all ops or for the named ones.
+
+    Args:
+        name: One of the `Implementation` names.
+        *ops: Names of the ops it holds for; none means all.
+
+    Raises:
+        ValueError: The implementation or an op is unknown.
+
+    >>> import ssmjax.ops
+    >>> with ssmjax.ops.use_implementation("reference"):
+    ...     pass  # every op called or traced here uses its reference form
+    """
+    _check_name(name, "use_implementation")
+    for op in ops:
+        if op not in _ops:
+            raise errors.unknown_name("op", op, sorted(_ops))
+    token = _overrides.set((*_overrides.get(), (name, ops)))
+    try:
+        yield
+    finally:
+        _overrides.reset(token)
+
+
+def resolve(op: str, implementation: str, available: Mapping[str, Support], detail: str = "") -> str:
+    """Chooses the implementation for one call of an op.
+
+    Args:
+        op: The op's name.
+        implementation: What the caller passed.
+        available: The op's implementations in order of preference, each with None if it supports this call or the
+            condition that failed.
+        detail: What else `report()` should say of the choice, such as the form that each platform gets.
+
+    Returns:
+        A key of `available`.
+
+    Raises:
+        ValueError: No implementation has that name.
+        NotImplementedError: A named implementation does not take this call.
+    """
+    requested, source = _requested(op, implementation)
+    if requested == "auto":
+        chosen = next((name for name, failed in available.items() if failed is None), None)
+        refusals = "; ".join(f"not {name}: {failed}" for name, failed in available.items() if failed is not None)
+        if chosen is None:
+            raise NotImplementedError(f"{op}: no implementation takes this call ({refusals}).")
+        reason = refusals or "first choice"
+    else:
+        failed = available.get(requested, f"{op} has no {requested!r} implementation yet (it has {', '.join(available)})")
+        if failed is not None:
+            raise NotImplementedError(
+                f"{op}: implementation {requested!r} ({source}) cannot run this call: {failed}. 'auto' always works."
+            )
+        chosen, reason = requested, "asked for by name"
+    decision = Decision(op, requested, source, chosen, f"{reason}; {detail}" if detail else reason)
+    if decision not in _decisions:
+        _decisions[decision] = None
+        logger.info("%s uses %r (%s): %s", op, chosen, source, decision.reason)
+    return chosen
+
+
+def decisions() -> tuple[Decision, ...]:
+    """Every distinct decision made so far in this process, oldest first."""
+    return tuple(_decisions)
+
+
+def report() -> str:
+    """What was chosen so far and why, one line for each distinct decision.
+
+    >>> import jax.numpy as jnp, ssmjax.ops
+    >>> _ = ssmjax.ops.linear_scan(jnp.ones((1, 3)), jnp.ones((1, 3)), implementation="reference")
+    >>> "linear_scan: reference (argument): asked for by name" in ssmjax.ops.report()
+    True
+    """
+    lines = [f"{d.op}: {d.chosen} ({d.source}): {d.reason}" for d in _decisions]
+    return "\n".join(lines) or "No op was called yet."
+
+
+def _requested(op: str, implementation: str) -> tuple[str, str]:
+    """The name asked for and where it came from."""
+    _check_name(implementation, f"{op}: implementation")
+    if implementation != "auto":
+        return implementation, "argument"
+    for name, ops in reversed(_overrides.get()):
+        if not ops or op in ops:
+            return name, "use_implementation"
+    name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    _check_name(name, f"the environment variable {ENVIRONMENT_VARIABLE}")
+    return name, "default" if name == "auto" else ENVIRONMENT_VARIABLE
+
+
+def _check_name(name: str, where: str) -> None:
+    known = get_args(Implementation)
+    if name not in known:
+        raise ValueError(f"{where}: {errors.unknown_name('implementation', name, known)}")

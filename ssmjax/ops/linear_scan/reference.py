@@ -1,0 +1,20 @@
+"""The definition of the linear scan."""
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["linear_scan_reference"]
+
+
+def linear_scan_reference(a, x, h0, reverse):
+    """Returns every state `h` (b l *f) and the last one (b *f), at least float32; arguments as in `api.linear_scan`."""
+    number = jnp.promote_types(jnp.promote_types(a.dtype, x.dtype), jnp.float32)
+
+    def step(h, now):
+        a, x = now
+        h = a * h + x
+        return h, h
+
+    h0 = jnp.zeros_like(x[:, 0], dtype=number) if h0 is None else h0.astype(number)
+    state, h = jax.lax.scan(step, h0, (jnp.moveaxis(a, 1, 0), jnp.moveaxis(x, 1, 0)), reverse=reverse)
+    return jnp.moveaxis(h, 0, 1), state

@@ -1,0 +1,107 @@
+"""The linear scan in XLA: sequential on a CPU, `associative_scan` elsewhere, with one custom VJP.
+
+The adjoint of `h_t = a_t h_{t-1} + x_t` is a linear scan against time: with `s_t` the cotangent of `h_t`,
+
+    s_t = dh_t + a_{t+1} s_{t+1},    dx_t = s_t,    da_t = s_t h_{t-1}.
+
+Gradients of complex arrays follow JAX's convention, in which no conjugate appears.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ssmjax import _compat
+
+__all__ = ["associative_scan", "linear_scan_xla", "shifted", "with_carry"]
+
+
+def linear_scan_xla(a, x, h0, reverse):
+    """Returns `h` (b l *f) in the dtype of `x` and the last state (b *f); arguments as in `api.linear_scan`."""
+    number = jnp.promote_types(jnp.promote_types(a.dtype, x.dtype), jnp.float32)
+    if h0 is None:
+        h0 = jnp.zeros_like(x[:, 0], dtype=number)
+    time_major = (jnp.moveaxis(v, 1, 0).astype(number) for v in (a, x))
+    h, state = _scan(reverse, *_compat.vary_alike((*time_major, h0.astype(number))))
+    return jnp.moveaxis(h, 0, 1), state
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(reverse: bool, a: jax.Array, x: jax.Array, h0: jax.Array):
+    """The scan over the leading axis of `a` and `x` (l ...), all of one dtype."""
+    h = jax.lax.platform_dependent(
+        a,
+        x,
+        h0,
+        cpu=functools.partial(_sequential, reverse=reverse),
+        default=functools.partial(_associative, reverse=reverse),
+    )
+    return h, h[0 if reverse else -1]
+
+
+def _scan_fwd(reverse, a, x, h0):
+    h, state = _scan(reverse, a, x, h0)
+    return (h, state), (a, h, h0)
+
+
+def _scan_bwd(reverse, saved, cotangents):
+    a, h, h0 = saved
+    dh, dstate = cotangents
+    first, last = (-1, 0) if reverse else (0, -1)
+    next_a = shifted(a, _compat.full_like(a[0], 1.0), against_time=not reverse)
+    s, _ = _scan(not reverse, next_a, dh, dstate)
+    before = shifted(h, h0, against_time=reverse)
+    return s * before, s, a[first] * s[first]
+
+
+_scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def shifted(v: jax.Array, edge: jax.Array, *, against_time: bool) -> jax.Array:
+    """The value at the step before each step (after it, with `against_time`), `edge` at the open end."""
+    return jnp.concatenate([v[1:], edge[None]] if against_time else [edge[None], v[:-1]])
+
+
+def with_carry(a: jax.Array, x: jax.Array, carry: jax.Array, *, reverse: bool) -> jax.Array:
+    """`x` with `a carry` added to the term of the step that comes first, so that a scan from zero starts from `carry`."""
+    if reverse:
+        return jnp.concatenate([x[:-1], x[-1:] + a[-1:] * carry[None]])
+    return jnp.concatenate([x[:1] + a[:1] * carry[None], x[1:]])
+
+
+def associative_scan(a: jax.Array, x: jax.Array, *, reverse: bool = False) -> jax.Array:
+    """The scan over the leading axis from a zero state, by `jax.lax.associative_scan`.
+
+    Complex numbers travel as pairs of reals: XLA takes far longer over a complex associative scan.
+    """
+    if not jnp.iscomplexobj(a) and not jnp.iscomplexobj(x):
+        return jax.lax.associative_scan(_combine, (a, x), reverse=reverse)[1]
+    a, x = (v.astype(jnp.promote_types(a.dtype, x.dtype)) for v in (a, x))
+    pairs = (a.real, a.imag), (x.real, x.imag)
+    return jax.lax.complex(*jax.lax.associative_scan(_combine_pairs, pairs, reverse=reverse)[1])
+
+
+def _associative(a, x, h0, reverse):
+    return associative_scan(a, with_carry(a, x, h0, reverse=reverse), reverse=reverse)
+
+
+def _sequential(a, x, h0, reverse):
+    def step(h, now):
+        h = now[0] * h + now[1]
+        return h, h
+
+    return jax.lax.scan(step, h0, (a, x), reverse=reverse)[1]
+
+
+def _combine(earlier, later):
+    return later[0] * earlier[0], later[0] * earlier[1] + later[1]
+
+
+def _combine_pairs(earlier, later):
+    a, x = _times(later[0], earlier[0]), _times(later[0], earlier[1])
+    return a, (x[0] + later[1][0], x[1] + later[1][1])
+
+
+def _times(u, v):
+    return u[0] * v[0] - u[1] * v[1], u[0] * v[1] + u[1] * v[0]

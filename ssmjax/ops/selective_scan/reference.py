@@ -1,0 +1,42 @@
+"""The definition of the selective scan: one `lax.scan` over time, nothing saved by hand."""
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["selective_scan_reference"]
+
+
+def selective_scan_reference(x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse):
+    """Returns `y` (b l e) in the dtype of `x` and the last state (b e n); arguments as in `api.selective_scan`."""
+    real = jnp.promote_types(x.dtype, jnp.float32)
+    number = jnp.promote_types(A.dtype, real)
+    b, l, e = x.shape
+    u, dt = x.astype(real), dt.astype(real)
+    if dt_bias is not None:
+        dt = dt + dt_bias.astype(real)[None, None]
+    if dt_softplus:
+        dt = jax.nn.softplus(dt)
+
+    def at_every_step(M):  # to (l b e n), from (e n), (b l n) or (b l g n)
+        if M.ndim == 2:
+            return jnp.broadcast_to(M.astype(number), (l, b, *M.shape))
+        M = M.astype(number) if M.ndim == 4 else M[:, :, None].astype(number)
+        return jnp.repeat(M, e // M.shape[2], axis=2).swapaxes(0, 1)
+
+    reset = jnp.zeros((b, l), bool)
+    if segment_ids is not None:
+        new = segment_ids[:, 1:] != segment_ids[:, :-1]
+        reset = jnp.pad(new, ((0, 0), (0, 1) if reverse else (1, 0)))
+
+    def step(h, now):
+        u, dt, B, C, reset = now
+        h = jnp.where(reset[:, None, None], 0, h)
+        h = jnp.exp(dt[..., None] * A[None]) * h + (dt * u)[..., None] * B
+        y = (C * h).sum(-1)
+        return h, 2 * y.real if jnp.iscomplexobj(A) else y
+
+    now = (u.swapaxes(0, 1), dt.swapaxes(0, 1), at_every_step(B), at_every_step(C), reset.T)
+    state, y = jax.lax.scan(step, jnp.zeros((b, *A.shape), number) if h0 is None else h0.astype(number), now, reverse=reverse)
+    y = y.swapaxes(0, 1) if D is None else y.swapaxes(0, 1) + u * D.astype(real)[None, None]
+    y = y if z is None else y * jax.nn.silu(z.astype(real))
+    return y.astype(x.dtype), state

@@ -1,0 +1,150 @@
+"""The selective scan in XLA: the form for each platform, and the custom VJP that the forms share.
+
+The gate, the skip and the bias and softplus of `dt` are elementwise and left to XLA. The scan itself,
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t,    y_t = sum_n C_t h_t    (2 Re of the sum with a complex A),
+
+keeps for its backward pass the inputs and the state at every chunk boundary, and recomputes the states of one chunk at a
+time; nothing of size (b l e n) is ever kept (Gu & Dao 2023, arXiv:2312.00752, section 3.3.2). With `s_t` the cotangent of `h_t`,
+
+    s_t = C_t dy_t + exp(dt_{t+1} A) s_{t+1},
+
+from which every gradient follows by products and sums. Gradients of complex arrays follow JAX's convention, which needs no
+conjugates here.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from ssmjax import _compat
+from ssmjax.ops.selective_scan import xla_chunked, xla_sequential
+from ssmjax.ops.selective_scan.xla_common import Form, Plan, ScanInputs
+from ssmjax.ops.selective_scan.xla_tiles import backward_in_tiles, forward_in_tiles
+
+__all__ = ["choose", "chunk_length", "selective_scan_xla"]
+
+
+MANY_STATES = 500_000
+"""From this size of the state, b e n, a GPU is kept busy by one time step at a time (see `choose`)."""
+
+
+def choose(platform: str, b: int, e: int, n: int) -> Form:
+    """The form that is fastest on a platform, `"cpu"`, `"gpu"` or `"tpu"`.
+
+    CPU: sequential for every shape measured, 5 to 12 times faster than the associative forms (benchmarks/README.md).
+    GPU: a step of the sequential form is a kernel of about 4 us, unrolled, however small its state, and
+    `associative_scan` moves the states of all steps about six times through memory; the two meet at `MANY_STATES`.
+    Forward+backward on an H100 at (b l e n) = (64 197 768 16): 3.3 ms against 6.1; (512 65 512 8): 3.8 against 4.5.
+    TPU: chunked, as no other form was timed there.
+    """
+    if platform == "gpu":
+        return "sequential" if b * e * n >= MANY_STATES else "chunked"
+    return "sequential" if platform == "cpu" else "chunked"
+
+
+def chunk_length(l: int, target: int = 64) -> int:
+    """The chunk nearest to `target` that cuts `l` into equal parts (up to rounding), so that little is padded.
+
+    >>> [chunk_length(l) for l in (1, 65, 197, 1024)]
+    [1, 65, 66, 64]
+    """
+    return -(-l // max(1, round(l / target)))
+
+
+def selective_scan_xla(
+    x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse, *, form=None, chunk=None, unroll=None, tile=8192
+):
+    """Returns `y` (b l e) in the dtype of `x` and the last state (b e n); arguments as in `api.selective_scan`.
+
+    Args:
+        form: Forces `"sequential"` or `"chunked"` on every platform; by default `choose` says.
+        chunk: Steps between the stored states; by default about 64, and 16 with `MANY_STATES`.
+        unroll: Unrolling of the sequential form's time loop; by default 1 on a CPU, where more is slower, and the whole
+            chunk elsewhere.
+        tile: Numbers in the state of one tile on a CPU.
+    """
+    real = jnp.promote_types(x.dtype, jnp.float32)
+    dt = dt.astype(real)
+    if dt_bias is not None:
+        dt = dt + dt_bias.astype(real)[None, None]
+    if dt_softplus:
+        dt = jax.nn.softplus(dt)
+    if chunk is None:  # one for all platforms, because what is stored for the backward pass is of its size
+        chunk = chunk_length(x.shape[1], 16 if x.shape[0] * A.size >= MANY_STATES else 64)
+    plan = Plan(reverse, min(chunk, x.shape[1]), unroll, form, tile)
+    y, state = _scan(plan, _compat.vary_alike(_scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse)))
+    y = rearrange(y, "b l g f -> b l (g f)")
+    if D is not None:
+        y = y + x.astype(real) * D.astype(real)[None, None]
+    if z is not None:
+        y = y * jax.nn.silu(z.astype(real))
+    return y.astype(x.dtype), rearrange(state, "b g n f -> b (g f) n")
+
+
+def _scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse) -> ScanInputs:
+    """The public arguments in the layout of `ScanInputs`."""
+    g = next((M.shape[2] for M in (B, C) if M.ndim == 4), 1)
+
+    def grouped(M):
+        if M.ndim == 2:
+            return rearrange(M, "(g f) n -> g n f", g=g)
+        return M if M.ndim == 4 else rearrange(jnp.broadcast_to(M[:, :, None], (*M.shape[:2], g, M.shape[2])), "b l g n -> b l g n")
+
+    if h0 is None:
+        h0 = jnp.zeros((x.shape[0], *A.shape), A.dtype)
+    keep = None
+    if segment_ids is not None:
+        same = segment_ids[:, 1:] == segment_ids[:, :-1]
+        keep = jnp.pad(same, ((0, 0), (0, 1) if reverse else (1, 0)), constant_values=True)
+    x, dt = (rearrange(v, "b l (g f) -> b l g f", g=g) for v in (x, dt))
+    h0 = rearrange(h0.astype(jnp.promote_types(A.dtype, dt.dtype)), "b (g f) n -> b g n f", g=g)
+    return ScanInputs(x, dt, grouped(A), grouped(B), grouped(C), h0, keep)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(plan: Plan, inputs: ScanInputs):
+    y, state, _ = _by_platform("forward", plan, inputs)
+    return y, state
+
+
+def _scan_fwd(plan: Plan, inputs: ScanInputs):
+    y, state, boundaries = _by_platform("forward", plan, inputs)
+    return (y, state), (inputs, boundaries)
+
+
+def _scan_bwd(plan: Plan, saved, cotangents):
+    inputs, boundaries = saved
+    grads = _by_platform("backward", plan, inputs, boundaries, *cotangents)
+    return (ScanInputs(*map(_like, grads[:-1], inputs[:-1]), keep=None),)
+
+
+_scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def _like(grad: jax.Array, primal: jax.Array) -> jax.Array:
+    """A gradient in its primal's dtype: real B and C under a complex A take the real part."""
+    if jnp.iscomplexobj(grad) and not jnp.iscomplexobj(primal):
+        grad = grad.real
+    return grad.astype(primal.dtype)
+
+
+def _by_platform(direction: str, plan: Plan, inputs: ScanInputs, *args):
+    """Runs `forward` or `backward` of the form that the plan, else the platform compiled for, asks for."""
+    b, _, g, f = inputs.x.shape
+    sizes = b, g * f, inputs.A.shape[1]
+    in_tiles = {"forward": forward_in_tiles, "backward": backward_in_tiles}[direction]
+
+    def branch(platform: str):
+        form = plan.form or choose(platform, *sizes)
+        unroll = plan.unroll or (1 if platform == "cpu" else plan.chunk)
+        module = xla_sequential if form == "sequential" else xla_chunked
+        run = functools.partial(getattr(module, direction), dataclasses.replace(plan, unroll=unroll))
+        return functools.partial(in_tiles, run, plan.tile) if platform == "cpu" and form == "sequential" else run
+
+    return jax.lax.platform_dependent(
+        inputs, *args, cpu=branch("cpu"), cuda=branch("gpu"), rocm=branch("gpu"), default=branch("tpu")
+    )

@@ -1,0 +1,133 @@
+"""What the XLA forms of the selective scan share: their inputs, the time-major chunked layout and the step's terms."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+__all__ = [
+    "Form",
+    "Plan",
+    "ScanInputs",
+    "Steps",
+    "batch_major",
+    "readout_weight",
+    "step_terms",
+    "time_major",
+    "to_steps",
+    "varies",
+]
+
+Form = Literal["sequential", "chunked"]
+
+
+class ScanInputs(NamedTuple):
+    """One call of the scan, its channels cut into (g f): the groups of B and C, and the channels that share one.
+
+    Attributes:
+        x: (b l g f).
+        dt: (b l g f), after bias and softplus.
+        A: (g n f).
+        B: (b l g n), or fixed (g n f).
+        C: (b l g n), or fixed (g n f).
+        h0: (b g n f), float32 or complex64.
+        keep: (b l) bool, False where the state is reset before the step; None if it never is.
+    """
+
+    x: jax.Array
+    dt: jax.Array
+    A: jax.Array
+    B: jax.Array
+    C: jax.Array
+    h0: jax.Array
+    keep: jax.Array | None
+
+
+class Steps(NamedTuple):
+    """What changes with time, time first: (q b ...), or (c q b ...) in chunks. B and C are None where they are fixed."""
+
+    x: jax.Array
+    dt: jax.Array
+    B: jax.Array | None
+    C: jax.Array | None
+    keep: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Static facts of one call.
+
+    Attributes:
+        reverse: Whether the scan runs against time.
+        chunk: Steps between the stored states.
+        unroll: Unrolling of the sequential form's time loop, or None to choose.
+        form: The form for every platform, or None to choose.
+        tile: Numbers in the state of one tile of the sequential form on a CPU.
+    """
+
+    reverse: bool
+    chunk: int
+    unroll: int | None
+    form: Form | None
+    tile: int
+
+
+def varies(M: jax.Array) -> bool:
+    """Whether B or C changes with time."""
+    return M.ndim == 4
+
+
+def time_major(v: jax.Array, chunk: int, padding: int = 0) -> jax.Array:
+    """(b l ...) to (c q b ...). A padded step leaves the state alone: dt and x are 0 there, and it resets nothing."""
+    after_end = (0, -v.shape[1] % chunk)
+    v = jnp.pad(v, ((0, 0), after_end) + ((0, 0),) * (v.ndim - 2), constant_values=padding)
+    return rearrange(v, "b (c q) ... -> c q b ...", q=chunk)
+
+
+def batch_major(v: jax.Array, l: int) -> jax.Array:
+    """(c q b ...) to (b l ...): the inverse of `time_major`."""
+    return rearrange(v, "c q b ... -> b (c q) ...")[:, :l]
+
+
+def to_steps(plan: Plan, inputs: ScanInputs) -> Steps:
+    """The chunks (c q b ...) of what changes with time, in the dtypes they came in."""
+
+    def chunks(v):
+        return time_major(v, plan.chunk)
+
+    return Steps(
+        x=chunks(inputs.x),
+        dt=chunks(inputs.dt),
+        B=chunks(inputs.B) if varies(inputs.B) else None,
+        C=chunks(inputs.C) if varies(inputs.C) else None,
+        keep=None if inputs.keep is None else time_major(inputs.keep, plan.chunk, padding=True),
+    )
+
+
+def step_terms(inputs: ScanInputs, steps: Steps) -> tuple[jax.Array, ...]:
+    """The step's `a = exp(dt A)`, `u = dt x`, `B`, `C` and `x`, `dt`, all (... b g n f) up to broadcasting.
+
+    The leading axes of `steps` are kept, so that it serves one step (b ...) and a chunk (q b ...). float32 from here on.
+    """
+    real = inputs.h0.real.dtype
+    lead = (None,) * (steps.x.ndim - 2)  # broadcasts (g n f) over time and batch
+
+    def over_states(M, fixed):
+        return fixed[lead].astype(inputs.h0.dtype) if M is None else M[..., None].astype(_number(M, real))
+
+    x, dt = (v[..., None, :].astype(real) for v in (steps.x, steps.dt))
+    a = jnp.exp(dt * inputs.A[lead].astype(_number(inputs.A, real)))
+    if steps.keep is not None:
+        a = jnp.where(steps.keep[..., None, None, None], a, 0)
+    return a, dt * x, over_states(steps.B, inputs.B), over_states(steps.C, inputs.C), x, dt
+
+
+def readout_weight(inputs: ScanInputs) -> int:
+    """The 2 of `y = 2 Re(sum C h)`: a complex state stands for a conjugate pair, of which one is kept. Otherwise 1."""
+    return 2 if jnp.iscomplexobj(inputs.h0) else 1
+
+
+def _number(M: jax.Array, real) -> jnp.dtype:
+    return jnp.promote_types(real, jnp.complex64) if jnp.iscomplexobj(M) else real
