@@ -1,0 +1,29 @@
+"""Flax modules: parameters and their initial values around the pure functions of `ssmjax.ops`."""
+
+from ssmjax.layers.bimamba import BiMamba
+from ssmjax.layers.drop_path import drop_path, drop_path_rates, dropout
+from ssmjax.layers.mamba import Mamba, MambaState
+from ssmjax.layers.norms import LayerNorm, RMSNorm, add_norm, make_norm
+from ssmjax.layers.patch_embed import ConvStem, PatchEmbed
+from ssmjax.layers.registry import LayerEntry, register_layer, registered_layers
+from ssmjax.layers.rope import apply_rope, axial_rope_table
+
+__all__ = [
+    "BiMamba",
+    "ConvStem",
+    "LayerEntry",
+    "LayerNorm",
+    "Mamba",
+    "MambaState",
+    "PatchEmbed",
+    "RMSNorm",
+    "add_norm",
+    "apply_rope",
+    "axial_rope_table",
+    "drop_path",
+    "drop_path_rates",
+    "dropout",
+    "make_norm",
+    "register_layer",
+    "registered_layers",
+]

@@ -1,0 +1,171 @@
+"""The Mamba-1 mixer."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from ssmjax import errors, ops
+from ssmjax.layers.padding import compact
+from ssmjax.layers.selective import MixerSize, branch_parts, projection, scan_inputs, state_log
+from ssmjax.shapes import Array, Float, Mask, SegmentIds, Tokens
+
+__all__ = ["Mamba", "MambaState"]
+
+
+class MambaState(NamedTuple):
+    """What a mixer remembers between chunks of a sequence.
+
+    Attributes:
+        conv: (b k-1 e), the last inputs of the convolution, in the compute dtype.
+        ssm: (b e n), the state of the scan, float32 under any compute dtype.
+    """
+
+    conv: jax.Array
+    ssm: jax.Array
+
+
+class Mamba(nnx.Module):
+    r"""A selective state space mixer (https://arxiv.org/abs/2312.00752, figure 3 and algorithm 2).
+
+        x, z = split(in_proj(u));  x = silu(conv1d(x));  dt, B, C = split(x_proj(x));  dt = softplus(dt_proj(dt))
+        h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t;   y_t = C_t h_t + D x_t;   out = out_proj(y * silu(z))
+
+    A sequence may come whole, in chunks (`state=`, `return_state=True`) or token by token (`step`): the outputs are the same,
+    with padding (`mask=`) on either side and with packed sequences (`segment_ids=`) too.
+
+    Args:
+        d_model: The width of a token.
+        d_state: The state size of a channel, `n`.
+        d_conv: The taps of the short convolution, `k`.
+        expand: The inner width `e` is `expand * d_model`.
+        dt_rank: The rank of the step-size projection; None means `ceil(d_model / 16)`.
+        dt_min: The smallest initial step size.
+        dt_max: The largest.
+        dt_floor: Initial step sizes below it are raised to it.
+        conv_bias: Whether the convolution has a bias.
+        use_bias: Whether `in_proj` and `out_proj` have one.
+        out_scale: A factor on the initial `out_proj`; deep stacks pass `1 / sqrt(number of layers)`.
+        dtype: Of the computation and the output. The scan and its state are float32 whatever it is.
+        param_dtype: Of the parameters.
+        rngs: Source of the initial values.
+
+    >>> import jax.numpy as jnp
+    >>> mixer = Mamba(8, d_state=4, rngs=nnx.Rngs(0))
+    >>> u = jnp.ones((2, 6, 8))
+    >>> whole = mixer(u)
+    >>> first, state = mixer(u[:, :4], return_state=True)
+    >>> second, state = mixer(u[:, 4:], state=state, return_state=True)
+    >>> bool(jnp.allclose(whole, jnp.concatenate([first, second], axis=1), atol=1e-6))
+    True
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_floor: float = 1e-4,
+        conv_bias: bool = True,
+        use_bias: bool = False,
+        out_scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        size = MixerSize(d_model, d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_floor)
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.size = size
+        self.dtype = dtype
+        self.in_proj = projection(d_model, 2 * size.inner, use_bias=use_bias, **options)
+        for name, part in branch_parts(size, conv_bias=conv_bias, **options).items():
+            setattr(self, name, part)
+        self.A_log = state_log(size, param_dtype)
+        self.out_proj = projection(size.inner, d_model, scale=out_scale, use_bias=use_bias, **options)
+
+    def __call__(
+        self,
+        u: Tokens,
+        *,
+        mask: Mask | None = None,
+        segment_ids: SegmentIds | None = None,
+        state: MambaState | None = None,
+        return_state: bool = False,
+    ) -> Tokens | tuple[Tokens, MambaState]:
+        """Mixes a sequence, or the next chunk of one.
+
+        Args:
+            u: (b l d), any `l >= 0`.
+            mask: (b l), False at padding, which may be on the left, on the right or anywhere. Padding leaves the state as it
+                is, and its outputs are zero.
+            segment_ids: (b l), which of several packed sequences a token belongs to; a change resets the state.
+            state: The state to continue from; None starts anew.
+            return_state: Whether to return the state after the last (real) token too.
+
+        Returns:
+            (b l d) in the compute dtype, with the new state if `return_state`.
+        """
+        padding = None
+        if mask is not None:
+            padding = compact(mask)
+            u = padding.apply(u)
+            segment_ids = None if segment_ids is None else jnp.take_along_axis(segment_ids, padding.order, axis=1)
+        state = self.init_state(u.shape[0]) if state is None else state
+
+        conv_in, z = jnp.split(self.in_proj(u), 2, axis=-1)
+        x, window = self.conv1d(conv_in, state=state.conv, segment_ids=segment_ids, return_state=True)
+        dt, B, C = scan_inputs(x, self.x_proj, self.dt_proj)
+        if padding is not None:
+            window = padding.window(conv_in, state.conv)
+            x, dt = padding.silence(x, dt)
+        y, ssm = ops.selective_scan(
+            x,
+            dt,
+            -jnp.exp(self.A_log[...].astype(jnp.float32)),
+            B,
+            C,
+            D=self.D[...],
+            z=z,
+            dt_bias=self.dt_proj.bias[...],
+            dt_softplus=True,
+            h0=state.ssm,
+            segment_ids=segment_ids,
+            return_state=True,
+        )
+        y = self.out_proj(y)
+        y = y if padding is None else padding.undo(y)
+        return (y, MambaState(window, ssm)) if return_state else y
+
+    def init_state(self, batch: int) -> MambaState:
+        """The state before the first token: zeros.
+
+        >>> [x.shape for x in Mamba(8, rngs=nnx.Rngs(0)).init_state(2)]
+        [(2, 3, 16), (2, 16, 16)]
+        """
+        e, n, k = self.size.inner, self.size.d_state, self.size.d_conv
+        return MambaState(jnp.zeros((batch, k - 1, e), self.dtype), jnp.zeros((batch, e, n), jnp.float32))
+
+    def step(self, u: Array, state: MambaState) -> tuple[Float[Array, "b d"], MambaState]:
+        """Mixes one token.
+
+        Args:
+            u: (b d), the token.
+            state: The state before it, from `init_state`, from `step` or from a call with `return_state=True`.
+
+        Returns:
+            (b d) and the state after it.
+
+        Raises:
+            ValueError: `u` is not one token a row.
+        """
+        if u.ndim != 2:
+            raise errors.bad_shape("Mamba.step", "u", u, "(b, d), one token a row", "Call the layer itself for a sequence.")
+        y, state = self(u[:, None], state=state, return_state=True)
+        return y[:, 0], state

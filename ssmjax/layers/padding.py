@@ -1,0 +1,83 @@
+"""Padding by mask: real tokens are moved to the front, so that neither a state nor a window of the convolution sees a pad."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ssmjax.shapes import Array, Expanded, Float, Int, Mask
+
+__all__ = ["Compaction", "compact"]
+
+CLOSED = -1e4
+"""A raw step size whose softplus is exactly zero in float32 (and which float16 can hold): the state stays as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compaction:
+    """The permutation that moves the real tokens of each row to its front, in order, whichever side the padding is on.
+
+    Attributes:
+        order: (b l), the position that each place takes its token from.
+        inverse: (b l), the inverse permutation.
+        mask: (b l), True for the real tokens in their new places.
+        lengths: (b), the number of real tokens.
+    """
+
+    order: Int[Array, "b l"]
+    inverse: Int[Array, "b l"]
+    mask: Mask
+    lengths: Int[Array, " b"]
+
+    def apply(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Moves the real tokens to the front and zeroes the others."""
+        return jnp.where(self.mask[..., None], _permute(x, self.order, self.inverse), 0)
+
+    def undo(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Moves the real tokens back to where they were and zeroes the padding."""
+        return _permute(jnp.where(self.mask[..., None], x, 0), self.inverse, self.order)
+
+    def silence(self, x: Expanded, dt: Expanded) -> tuple[Expanded, Expanded]:
+        """Zeroes the scan's input and its step size at the padding; `dt` is before its softplus."""
+        here = self.mask[..., None]
+        return jnp.where(here, x, 0), jnp.where(here, dt, CLOSED)
+
+    def window(self, x: Expanded, state: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
+        """The last real inputs of a convolution: what its state is after the real tokens, before any padding."""
+        history = jnp.concatenate([state, x], axis=1)
+        places = self.lengths[:, None] + jnp.arange(state.shape[1])[None]
+        return jnp.take_along_axis(history, places[..., None], axis=1)
+
+
+def compact(mask: Mask) -> Compaction:
+    """Sorts real tokens before padding, stably.
+
+    Args:
+        mask: (b l), True where a token is real.
+
+    >>> import jax.numpy as jnp
+    >>> moved = compact(jnp.array([[False, True, True]]))
+    >>> moved.order.tolist(), moved.mask.tolist(), moved.lengths.tolist()
+    ([[1, 2, 0]], [[True, True, False]], [2])
+    """
+    mask = jnp.asarray(mask)
+    order = jnp.argsort(~mask, axis=1, stable=True)
+    lengths = mask.sum(1)
+    return Compaction(order, jnp.argsort(order, axis=1), jnp.arange(mask.shape[1])[None] < lengths[:, None], lengths)
+
+
+@jax.custom_vjp
+def _permute(x, order, inverse):
+    return jnp.take_along_axis(x, order[..., None], axis=1)
+
+
+def _permute_forward(x, order, inverse):
+    return _permute(x, order, inverse), (order, inverse)
+
+
+def _permute_backward(permutation, g):
+    order, inverse = permutation
+    return _permute(g, inverse, order), None, None  # a gather again: no scatter-add
+
+
+_permute.defvjp(_permute_forward, _permute_backward)

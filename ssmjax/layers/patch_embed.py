@@ -1,0 +1,116 @@
+"""From images to sequences of patch tokens."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax.nn import initializers
+from jax.typing import DTypeLike
+
+from ssmjax import errors
+from ssmjax.layers.norms import LayerNorm
+from ssmjax.shapes import Array, Float
+
+__all__ = ["ConvStem", "PatchEmbed"]
+
+
+class PatchEmbed(nnx.Module):
+    """Cuts an image into patches and maps each to a token: one convolution, in row-major order.
+
+    Patches overlap where `stride < patch_size` (Vim fine-tunes with a stride of half a patch).
+
+    Args:
+        d_model: The width of a token.
+        patch_size: The side of a patch, in pixels.
+        stride: The distance between patches; by default `patch_size`.
+        in_channels: The channels of the image.
+        dtype: Of the computation and the output.
+        param_dtype: Of the parameters.
+        rngs: Source of the initial values (LeCun normal; zero bias).
+
+    >>> import jax.numpy as jnp
+    >>> PatchEmbed(8, patch_size=4, rngs=nnx.Rngs(0))(jnp.zeros((2, 16, 12, 3))).shape
+    (2, 12, 8)
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        patch_size: int = 16,
+        stride: int | None = None,
+        in_channels: int = 3,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.proj = nnx.Conv(
+            in_channels,
+            d_model,
+            (patch_size, patch_size),
+            stride or patch_size,
+            padding="VALID",
+            dtype=dtype,
+            param_dtype=param_dtype,
+            kernel_init=initializers.lecun_normal(),
+            rngs=rngs,
+        )
+
+    def __call__(self, images: Float[Array, "b y x channels"]) -> Float[Array, "b l d"]:
+        return rearrange(self.proj(images), "b y x d -> b (y x) d")
+
+
+class ConvStem(nnx.Module):
+    """A patch embedding by small steps, for small images: 3x3 convolutions of stride 2, then a linear map.
+
+    "Early Convolutions Help Transformers See Better" (https://arxiv.org/abs/2106.14881) shows that this trains faster and
+    better than one large patch; compact transformers do the same on images of 32 pixels (https://arxiv.org/abs/2104.05704).
+    Here LayerNorm and GELU follow each convolution: no batch statistics, hence no state.
+
+    Args:
+        d_model: The width of a token, and of the last convolution; the one before has half of it, and so on.
+        stride: The side of a token in pixels, a power of two of at least 2: as many convolutions as its logarithm.
+        in_channels: The channels of the image.
+        dtype: Of the computation and the output.
+        param_dtype: Of the parameters.
+        rngs: Source of the initial values (LeCun normal; zero biases).
+
+    Raises:
+        ValueError: `stride` is not a power of two of at least 2.
+
+    >>> import jax.numpy as jnp
+    >>> ConvStem(8, stride=4, rngs=nnx.Rngs(0))(jnp.zeros((2, 16, 12, 3))).shape
+    (2, 12, 8)
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        stride: int = 4,
+        in_channels: int = 3,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        steps = stride.bit_length() - 1
+        if stride < 2 or stride != 2**steps:
+            raise errors.bad_argument(
+                "ConvStem", "stride", stride, "a power of two of at least 2", 'Or use the plain patches: stem="patch".'
+            )
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        widths = [in_channels, *(max(d_model >> i, 1) for i in reversed(range(steps)))]
+        self.convs = nnx.data(
+            [
+                nnx.Conv(before, after, (3, 3), 2, padding=1, kernel_init=initializers.lecun_normal(), **options)
+                for before, after in zip(widths[:-1], widths[1:], strict=True)
+            ]
+        )
+        self.norms = nnx.data([LayerNorm(width, **options) for width in widths[1:]])
+        self.proj = nnx.Linear(d_model, d_model, kernel_init=initializers.lecun_normal(), **options)
+
+    def __call__(self, images: Float[Array, "b y x channels"]) -> Float[Array, "b l d"]:
+        x = images
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = jax.nn.gelu(norm(conv(x)))
+        return self.proj(rearrange(x, "b y x d -> b (y x) d"))

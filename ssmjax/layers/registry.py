@@ -1,0 +1,82 @@
+"""Which layers there are, each with a way to build a tiny one and an example call: what the registry-wide tests run on."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from ssmjax.layers.bimamba import BiMamba
+from ssmjax.layers.mamba import Mamba
+from ssmjax.layers.norms import LayerNorm, RMSNorm
+from ssmjax.layers.patch_embed import ConvStem, PatchEmbed
+
+__all__ = ["LayerEntry", "register_layer", "registered_layers"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerEntry:
+    """A registered layer.
+
+    Attributes:
+        name: Its name, with the variant if it has several.
+        build: `build(dtype, rngs)`, a tiny one that computes in `dtype`.
+        input_shape: The shape of an example input.
+        output_shape: The shape of what the layer makes of it.
+    """
+
+    name: str
+    build: Callable[[DTypeLike, nnx.Rngs], nnx.Module]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+    def example(self, key: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
+        """A random input."""
+        return jax.random.normal(key, self.input_shape, dtype)
+
+
+_layers: dict[str, LayerEntry] = {}
+
+
+def register_layer(
+    name: str,
+    layer: Callable[..., Any],
+    input_shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
+    **options: Any,
+) -> None:
+    """Adds a layer.
+
+    Args:
+        name: Its name.
+        layer: The class, called as `layer(output_shape[-1], **options, dtype=..., rngs=...)`.
+        input_shape: The shape of an example input.
+        output_shape: The shape of what the layer makes of it.
+        **options: Further arguments of the class.
+    """
+
+    def build(dtype, rngs):
+        return layer(output_shape[-1], **options, dtype=dtype, rngs=rngs)
+
+    _layers[name] = LayerEntry(name, build, input_shape, output_shape)
+
+
+def registered_layers() -> tuple[LayerEntry, ...]:
+    """Every registered layer, sorted by name.
+
+    >>> [entry.name for entry in registered_layers()][:2]
+    ['BiMamba(none)', 'BiMamba(v1)']
+    """
+    return tuple(_layers[name] for name in sorted(_layers))
+
+
+register_layer("RMSNorm", RMSNorm, (2, 5, 8), (2, 5, 8))
+register_layer("LayerNorm", LayerNorm, (2, 5, 8), (2, 5, 8))
+register_layer("PatchEmbed", PatchEmbed, (2, 8, 12, 3), (2, 6, 8), patch_size=4)
+register_layer("ConvStem", ConvStem, (2, 8, 12, 3), (2, 6, 8), stride=4)
+register_layer("Mamba", Mamba, (2, 5, 8), (2, 5, 8), d_state=4)
+for _variant in ("none", "v1", "v2"):
+    register_layer(f"BiMamba({_variant})", BiMamba, (2, 5, 8), (2, 5, 8), d_state=4, variant=_variant)

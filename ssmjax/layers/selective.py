@@ -1,0 +1,152 @@
+"""What the Mamba mixers are made of: their projections, their short convolution, and how a scan's inputs are computed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from ssmjax import errors, init, ops
+from ssmjax.shapes import Array, Expanded, Float, SegmentIds
+
+__all__ = ["MixerSize", "ShortConv", "branch_parts", "projection", "scan_inputs", "state_log"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerSize:
+    """The sizes and the initial step sizes of a Mamba mixer.
+
+    Attributes:
+        d_model: The width of a token.
+        d_state: The state size of a channel, `n`.
+        d_conv: The taps of the short convolution, `k`.
+        expand: The inner width is `expand * d_model`.
+        dt_rank: The rank `r` of the step-size projection; None means `ceil(d_model / 16)`.
+        dt_min: The smallest initial step size.
+        dt_max: The largest.
+        dt_floor: Initial step sizes below it are raised to it.
+    """
+
+    d_model: int
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    dt_rank: int | None = None
+    dt_min: float = 1e-3
+    dt_max: float = 0.1
+    dt_floor: float = 1e-4
+
+    def __post_init__(self):
+        for name in ("d_model", "d_state", "d_conv", "expand", "rank"):
+            if getattr(self, name) < 1:
+                raise errors.bad_argument("Mamba", name, getattr(self, name), "at least 1")
+        if not 0 < self.dt_min <= self.dt_max:
+            raise errors.bad_argument("Mamba", "(dt_min, dt_max)", (self.dt_min, self.dt_max), "positive and increasing")
+
+    @property
+    def inner(self) -> int:
+        """The inner width `e`."""
+        return self.expand * self.d_model
+
+    @property
+    def rank(self) -> int:
+        """The rank `r` of the step-size projection."""
+        return -(-self.d_model // 16) if self.dt_rank is None else self.dt_rank
+
+
+class ShortConv(nnx.Module):
+    """The causal depthwise convolution of a mixer, with SiLU after it.
+
+    Args:
+        width: The number of channels `e`, each with taps of its own.
+        taps: The taps `k`.
+        use_bias: Whether there is a bias.
+        dtype: Of the computation and the output.
+        param_dtype: Of the parameters.
+        rngs: Source of the initial values: uniform in `[-s, s]`, `s = 1 / sqrt(k)`, for the taps and the bias.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        taps: int,
+        *,
+        use_bias: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        draw = init.uniform(taps**-0.5)
+        self.kernel = nnx.Param(draw(rngs.params(), (taps, width), param_dtype))
+        self.bias = nnx.Param(draw(rngs.params(), (width,), param_dtype)) if use_bias else None
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        x: Expanded,
+        *,
+        state: Float[Array, "b taps e"] | None = None,
+        segment_ids: SegmentIds | None = None,
+        reverse: bool = False,
+        return_state: bool = False,
+    ) -> Expanded | tuple[Expanded, Float[Array, "b taps e"]]:
+        return ops.causal_conv1d(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            None if self.bias is None else self.bias[...].astype(self.dtype),
+            activation="silu",
+            state=state,
+            segment_ids=segment_ids,
+            reverse=reverse,
+            return_state=return_state,
+        )
+
+
+def projection(
+    before: int, after: int, *, scale: float = 1.0, use_bias: bool = False, dtype, param_dtype, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear map with Mamba's initial values: uniform by fan-in times `scale`, and a zero bias if any."""
+    return nnx.Linear(
+        before,
+        after,
+        use_bias=use_bias,
+        kernel_init=init.fan_in_uniform(scale),
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
+
+
+def state_log(size: MixerSize, param_dtype: DTypeLike) -> nnx.Param:
+    """The parameter `A_log` (e n): `log(1..n)` in every channel. The scan uses `A = -exp(A_log)`."""
+    rates = jnp.asarray(init.s4d_real_log(size.d_state), param_dtype)
+    return nnx.Param(jnp.broadcast_to(rates[None], (size.inner, size.d_state)))
+
+
+def branch_parts(size: MixerSize, *, conv_bias: bool, dtype, param_dtype, rngs: nnx.Rngs) -> dict[str, nnx.Module | nnx.Param]:
+    """What one direction of a mixer owns, by the names that the original gives them (it appends `_b` backwards)."""
+    e, options = size.inner, dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    return {
+        "conv1d": ShortConv(e, size.d_conv, use_bias=conv_bias, **options),
+        "x_proj": projection(e, size.rank + 2 * size.d_state, **options),
+        "dt_proj": nnx.Linear(
+            size.rank,
+            e,
+            kernel_init=init.uniform(size.rank**-0.5),
+            bias_init=init.step_size_bias(size.dt_min, size.dt_max, size.dt_floor),
+            **options,
+        ),
+        "D": nnx.Param(jnp.ones((e,), param_dtype)),
+    }
+
+
+def scan_inputs(x: Expanded, x_proj: nnx.Linear, dt_proj: nnx.Linear) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The input-dependent `dt` (b l e), `B` and `C` (b l n) of a scan.
+
+    `dt` is before its bias and softplus: both belong to the scan, which computes them in float32.
+    """
+    rank = dt_proj.in_features
+    n = (x_proj.out_features - rank) // 2
+    low_rank, B, C = jnp.split(x_proj(x), [rank, rank + n], axis=-1)
+    return low_rank @ dt_proj.kernel[...].astype(low_rank.dtype), B, C

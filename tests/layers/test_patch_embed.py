@@ -1,0 +1,42 @@
+"""Patch embeddings: the order of tokens, overlap, sizes, messages."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ssmjax.layers import ConvStem, PatchEmbed
+
+
+@pytest.mark.parametrize(("size", "patch", "stride", "grid"), [((8, 12), 4, None, (2, 3)), ((8, 8), 4, 2, (3, 3)), ((9, 11), 4, 4, (2, 2))])
+def test_tokens_are_patches_in_row_major_order(key, size, patch, stride, grid):
+    embed = PatchEmbed(5, patch_size=patch, stride=stride, rngs=nnx.Rngs(0))
+    images = jax.random.normal(key, (2, *size, 3))
+    tokens, step = embed(images), stride or patch
+    chex.assert_shape(tokens, (2, grid[0] * grid[1], 5))
+    kernel = np.asarray(embed.proj.kernel[...]).reshape(-1, 5)
+    for i in range(grid[0]):
+        for j in range(grid[1]):
+            cut = np.asarray(images)[:, i * step : i * step + patch, j * step : j * step + patch].reshape(2, -1)
+            chex.assert_trees_all_close(tokens[:, i * grid[1] + j], cut @ kernel, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "stride", "grid"), [((8, 12), 4, (2, 3)), ((9, 7), 2, (5, 4)), ((28, 28), 8, (4, 4)), ((1, 1), 4, (1, 1))])
+def test_conv_stem_rounds_sizes_up(size, stride, grid):
+    out = jax.eval_shape(lambda x: ConvStem(8, stride=stride, in_channels=1, rngs=nnx.Rngs(0))(x), jnp.ones((2, *size, 1)))
+    chex.assert_shape(out, (2, grid[0] * grid[1], 8))
+
+
+def test_conv_stem_keeps_places_apart(key):
+    stem = ConvStem(8, stride=4, rngs=nnx.Rngs(0))
+    images = jax.random.normal(key, (1, 32, 32, 3))
+    changed = np.asarray(stem(images) != stem(images.at[0, 0, 0].add(1.0))).any(-1)[0]
+    assert changed.nonzero()[0].tolist() == [0]
+
+
+@pytest.mark.parametrize("stride", [0, 1, 3, 12])
+def test_conv_stem_needs_a_power_of_two(stride):
+    with pytest.raises(ValueError, match=f"ConvStem: stride must be a power of two of at least 2, got {stride}"):
+        ConvStem(8, stride=stride, rngs=nnx.Rngs(0))

@@ -1,0 +1,131 @@
+"""Every registered model: shapes and dtypes at full size without computing, values at a tiny size; and the registry's messages."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+from flax import nnx
+
+import ssmjax
+from ssmjax.models import registry
+
+NAMES = ssmjax.list_models()
+CASES = [(name, name) for name in NAMES]
+
+
+def tiny(name, **overrides):
+    entry = registry.get_family(registry.family_of(ssmjax.model_config(name)))
+    model = ssmjax.create_model(name, **{"num_classes": 5, **entry.tiny, **overrides})
+    return model, entry.input_shape(model.config, 2)
+
+
+class EveryModelTest(chex.TestCase):
+    @parameterized.named_parameters(*CASES)
+    def test_full_size(self, name):
+        config = ssmjax.model_config(name)
+        family = registry.get_family(registry.family_of(config))
+        definition, state = nnx.split(nnx.eval_shape(lambda: ssmjax.create_model(name)))
+        images = jax.ShapeDtypeStruct(family.input_shape(config, 2), jnp.float32)
+        out = jax.eval_shape(lambda state, x: nnx.merge(definition, state)(x), state, images)
+        chex.assert_shape(out, (2, config.num_classes))
+        chex.assert_type(out, jnp.float32)
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state))
+
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.named_parameters(*CASES)
+    def test_forward(self, name):
+        model, shape = tiny(name)
+        definition, state = nnx.split(model)
+        out = self.variant(lambda state, x: nnx.merge(definition, state)(x))(state, jax.random.normal(jax.random.key(1), shape))
+        _check(out)
+
+    @parameterized.named_parameters(*CASES)
+    def test_forward_and_gradients_in_bfloat16(self, name):
+        model, shape = tiny(name, dtype="bfloat16")
+        definition, state = nnx.split(model)
+
+        @jax.jit
+        def run(state, x):
+            def loss(state):
+                logits = nnx.merge(definition, state)(x)
+                return jax.nn.log_softmax(logits)[:, 0].sum(), logits
+
+            gradient, logits = jax.grad(loss, has_aux=True)(state)
+            return logits, gradient
+
+        out, gradient = run(state, jax.random.normal(jax.random.key(1), shape))
+        _check(out)
+        chex.assert_trees_all_equal_shapes_and_dtypes(gradient, state)
+        chex.assert_tree_all_finite(gradient)
+        assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))  # every parameter is used
+
+
+def _check(out):
+    chex.assert_shape(out, (2, 5))
+    chex.assert_type(out, jnp.float32)
+    chex.assert_tree_all_finite(out)
+    assert float(jnp.abs(out[0] - out[1]).max()) > 1e-4  # the output depends on the input
+
+
+def test_names_are_sorted_and_match_patterns():
+    assert sorted(NAMES) == NAMES
+    assert ssmjax.list_models("vim_*") == ["vim_base", "vim_nano", "vim_small", "vim_tiny"]
+    assert ssmjax.list_models("nothing*") == []
+
+
+def test_the_seed_determines_the_parameters():
+    one, same, other = (nnx.state(tiny("vim_tiny", seed=seed)[0]) for seed in (0, 0, 1))
+    chex.assert_trees_all_equal(one, same)
+    assert not np.array_equal(jax.tree.leaves(one)[-1], jax.tree.leaves(other)[-1])
+
+
+def test_a_direct_construction_gives_the_same_parameters():
+    model, _ = tiny("vim_tiny")
+    direct = type(model)(model.config, rngs=nnx.Rngs(params=jax.random.key(0)))
+    chex.assert_trees_all_close(nnx.state(model), nnx.state(direct), atol=1e-6)
+
+
+def test_models_of_one_configuration_compile_once():
+    (first, shape), (second, _) = tiny("vim_tiny"), tiny("vim_tiny", seed=1)
+
+    traces = 0
+
+    def counted(definition, state, x):
+        nonlocal traces
+        traces += 1
+        return nnx.merge(definition, state)(x)
+
+    run = jax.jit(counted, static_argnums=0)
+    for model in (first, second, first):
+        run(*nnx.split(model), jnp.ones(shape))
+    assert traces == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ssmjax.create_model("vim_tinny"), "Unknown model 'vim_tinny'. Did you mean 'vim_tiny'"),
+        (lambda: ssmjax.model_config("vim"), "Unknown model 'vim'.*Known: .*vim_tiny"),
+        (lambda: ssmjax.create_model("vim_nano", image_size=32), "Unknown option 'image_size'. Did you mean 'img_size'"),
+        (lambda: ssmjax.create_model("vim_nano", depth="six"), "VimConfig: depth must be an integer, got 'six'"),
+        (lambda: ssmjax.create_model("vim_nano", dtype="float64"), "dtype must be 'float32' or 'bfloat16' or 'float16', got 'float64'"),
+        (lambda: registry.get_family("vin"), "Unknown model family 'vin'. Did you mean 'vim'"),
+        (lambda: registry.family_of(3), "family_of: config must be a configuration of a registered family, got 3"),
+    ],
+)
+def test_messages(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_dtype_may_be_a_jax_type():
+    assert tiny("vim_tiny", dtype=jnp.bfloat16)[0].config.dtype == "bfloat16"
+
+
+def test_configurations_are_values():
+    config = ssmjax.model_config("vim_nano")
+    assert config == dataclasses.replace(config) and hash(config) == hash(dataclasses.replace(config))

@@ -1,0 +1,266 @@
+"""Vim: sizes, options, equivalent ways to run it, randomness, precision, compile time, messages."""
+
+import dataclasses
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import ssmjax
+from ssmjax.layers import add_norm, apply_rope, axial_rope_table, drop_path_rates
+from ssmjax.models import registry
+from ssmjax.models.summary import count_parameters
+from ssmjax.models.vim import VimConfig
+
+TINY = VimConfig(img_size=16, patch_size=8, num_classes=5, d_model=16, depth=4, d_state=4)
+
+
+def make(seed=0, **options):
+    return registry.build("vim", dataclasses.replace(TINY, **options), seed=seed)
+
+
+def like(model, **options):
+    """A model with the same parameters and other options."""
+    definition = nnx.graphdef(nnx.eval_shape(lambda: registry.build("vim", dataclasses.replace(model.config, **options))))
+    return nnx.merge(definition, nnx.state(model))
+
+
+def images(size=(16, 16), batch=2, seed=1):
+    return jax.random.normal(jax.random.key(seed), (batch, *size, 3))
+
+
+@pytest.mark.parametrize(("name", "number"), [("vim_tiny", 7_148_008), ("vim_small", 25_796_584), ("vim_base", 97_598_440)])
+def test_parameter_counts_are_the_published_ones(name, number):
+    assert count_parameters(nnx.eval_shape(lambda: ssmjax.create_model(name, num_classes=1000))) == number
+
+
+def test_nano_is_small():
+    assert count_parameters(nnx.eval_shape(lambda: ssmjax.create_model("vim_nano"))) == 837_386
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"alternate_layers": True}, {"rope": True, "rope_residual": True, "class_token": "head"}, {"layer_scale": 0.1}]
+)
+def test_scanned_unrolled_and_rematerialized_are_equal(options):
+    model = make(**options)
+
+    def outputs(**how):
+        definition, state = nnx.split(like(model, **how))
+        return jax.jit(jax.value_and_grad(lambda state: (nnx.merge(definition, state)(images()) ** 2).sum()))(state)
+
+    scanned = outputs()
+    for how in ({"unroll_layers": True}, {"remat": True}, {"scan_together": True}, {"remat": True, "unroll_layers": True}):
+        chex.assert_trees_all_close(outputs(**how), scanned, rtol=1e-4, atol=1e-5)
+
+
+def test_equals_its_blocks_by_hand():
+    model = make(rope=True, layer_scale=0.5, class_token="double", norm="layer")
+    config, (definition, state) = model.config, nnx.split(model.layers)
+    x = model.patch_embed(images())
+    head, tail = (jnp.broadcast_to(t[...], (2, 1, 16)) for t in (model.cls_token_head, model.cls_token_tail))
+    hidden = jnp.concatenate([head, x, tail], axis=1) + model.pos_embed[...]
+    residual, angles = jnp.zeros_like(hidden), np.pad(axial_rope_table(2, 2, 16), ((1, 1), (0, 0)))
+    for i in range(config.depth):
+        block = nnx.merge(definition, jax.tree.map(lambda x, i=i: x[i], state))
+        residual = residual + apply_rope(hidden, angles)
+        hidden = block.mixer(block.norm(residual)) * block.gamma[...][None, None]
+    tokens = model.norm_f(residual + hidden)
+    features = (tokens[:, 0] + tokens[:, -1]) / 2
+    chex.assert_trees_all_close(model.tokens(images()), tokens, atol=1e-5)
+    chex.assert_trees_all_close(model.features(images()), features, atol=1e-5)
+    chex.assert_trees_all_close(model(images()), model.head(features), atol=1e-5)
+
+
+def test_alternate_layers_sum_a_flipped_pair():
+    model = make(alternate_layers=True, bidirectional="none", depth=2, class_token="none")
+    definition, state = nnx.split(model.layers)
+    first, second = (nnx.merge(definition, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(2))
+    x = model.patch_embed(images()) + model.pos_embed[...]
+    flipped = jnp.flip(x, 1)
+    hidden = first.mixer(first.norm(x)) + jnp.flip(second.mixer(second.norm(flipped)), 1)
+    tokens, _ = add_norm(model.norm_f, hidden, x + x)
+    chex.assert_trees_all_close(model.tokens(images()), tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("class_token", "positions"), [("middle", (2,)), ("head", (0,)), ("double", (0, 5)), ("none", ())]
+)
+def test_class_tokens_stand_where_the_configuration_says(class_token, positions):
+    model = make(class_token=class_token)
+    assert model.config.class_positions == positions
+    tokens = model.tokens(images())
+    chex.assert_shape(tokens, (2, 4 + len(positions), 16))
+    if positions:
+        chex.assert_trees_all_close(model.features(images()), tokens[:, list(positions)].mean(1), atol=1e-6)
+
+
+def test_pooling_without_class_token():
+    model = make(class_token="none")
+    tokens = model.tokens(images())
+    logits = {pool: like(model, pool=pool)(images()) for pool in ("last", "mean", "max", "all")}
+    chex.assert_trees_all_close(logits["last"], model.head(tokens[:, -1]), atol=1e-6)
+    chex.assert_trees_all_close(logits["mean"], model.head(tokens.mean(1)), atol=1e-6)
+    chex.assert_trees_all_close(logits["max"], model.head(tokens).max(1), atol=1e-6)
+    chex.assert_trees_all_close(logits["all"], model.head(tokens), atol=1e-6)
+    chex.assert_shape(like(model, pool="max").features(images()), (2, 4, 16))
+
+
+def test_rope_leaves_class_tokens_alone_or_follows_the_original():
+    turned = {"rope": True, "pos_embed": False}
+    head, middle = make(class_token="head", **turned), make(class_token="middle", **turned)
+    chex.assert_trees_all_close(like(head, rope_skips="first")(images()), head(images()))
+    assert float(abs(like(middle, rope_skips="first")(images()) - middle(images())).max()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "grid"),
+    [
+        ({"img_size": 24}, (3, 3)),
+        ({"img_size": (16, 24)}, (2, 3)),
+        ({"stride": 4}, (3, 3)),
+        ({"img_size": 32, "patch_size": 4, "stem": "conv"}, (8, 8)),
+        ({"img_size": 30, "patch_size": 4, "stem": "conv"}, (8, 8)),
+        ({"in_channels": 1}, (2, 2)),
+        ({"pos_embed": False}, (2, 2)),
+        ({"float32_residual": False, "dtype": "bfloat16"}, (2, 2)),
+    ],
+)
+def test_other_sizes_just_work(options, grid):
+    model = make(**options)
+    assert model.config.grid == grid
+    x = jnp.ones((2, *model.config.size, model.config.in_channels))
+    chex.assert_shape(model(x), (2, 5))
+    chex.assert_shape(model.tokens(x), (2, grid[0] * grid[1] + 1, 16))
+
+
+def test_without_a_head_the_output_is_the_features():
+    model = make(num_classes=0)
+    assert model.head is None
+    chex.assert_trees_all_equal(model(images()), model.features(images()))
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    model, x = make(), images(batch=3)
+    chex.assert_trees_all_close(model(x)[1:2], model(x[1:2]), atol=1e-6)
+    chex.assert_shape(model(x[:0]), (0, 5))
+
+
+def test_training_randomness_comes_from_the_key():
+    model = make(drop_path_rate=0.5, drop_rate=0.1)
+    run = jax.jit(lambda key: model(images(batch=8), train=True, key=key))
+    first, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
+    chex.assert_trees_all_equal(first, again)
+    assert float(abs(first - other).max()) > 1e-3
+    unrolled = like(model, unroll_layers=True)(images(batch=8), train=True, key=jax.random.key(0))
+    chex.assert_trees_all_close(unrolled, first, atol=1e-5)
+    chex.assert_trees_all_equal(model(images()), like(model, drop_path_rate=0.0, drop_rate=0.0)(images()))
+
+
+def test_without_drop_rates_no_key_is_needed():
+    model = make()
+    chex.assert_trees_all_equal(model(images(), train=True), model(images()))
+    with pytest.raises(ValueError, match=r"train=True with .*drop_path_rate=0.5 needs a random key: .*key=jax.random.key"):
+        make(drop_path_rate=0.5)(images(), train=True)
+
+
+def test_drop_path_leaves_the_expectation():
+    model = make(depth=2, drop_path_rate=0.5, class_token="none", pool="mean")
+    assert drop_path_rates(2, 0.5).tolist() == [0.0, 0.0]  # so only the final drop acts: hidden is dropped or doubled
+    keys = jax.random.split(jax.random.key(0), 64)
+    outputs = jax.vmap(lambda key: model.features(images(), train=True, key=key))(keys)
+    distinct = {round(float(x), 4) for x in outputs[:, 0, 0]}
+    assert len(distinct) == 2
+
+
+def test_low_precision():
+    model = make()
+    exact = model(images())
+    for dtype, tolerance in (("bfloat16", 0.05), ("float16", 0.01)):
+        low = like(model, dtype=dtype)(images())
+        assert low.dtype == jnp.float32
+        chex.assert_trees_all_close(low, exact, atol=tolerance * float(abs(exact).max()))
+
+
+def test_the_compiled_program_does_not_grow_with_depth():
+    def lines(depth):
+        definition, state = nnx.split(nnx.eval_shape(lambda: make(depth=depth)))
+        step = jax.jit(jax.grad(lambda state, x: nnx.merge(definition, state)(x).sum()))
+        return len(step.lower(state, images()).as_text().splitlines())
+
+    assert lines(24) == lines(4)
+
+
+@pytest.mark.slow
+def test_compile_time_does_not_grow_with_depth():
+    def seconds(depth):
+        definition, state = nnx.split(nnx.eval_shape(lambda: make(depth=depth)))
+        lowered = jax.jit(jax.grad(lambda state, x: nnx.merge(definition, state)(x).sum())).lower(state, images())
+        start = time.process_time()
+        lowered.compile()
+        return time.process_time() - start
+
+    with jax.enable_compilation_cache(False):
+        seconds(3)
+        assert seconds(24) <= 1.3 * seconds(4)
+
+
+def test_initial_values():
+    model = make(depth=16, d_model=64, img_size=64)
+    assert 0.019 < float(model.pos_embed[...].std()) < 0.021
+    assert 0.018 < float(model.head.kernel[...].std()) < 0.022
+    assert not model.head.bias[...].any() and not model.patch_embed.proj.bias[...].any()
+    fan_in = 8 * 8 * 3
+    assert abs(float(model.patch_embed.proj.kernel[...].std()) * fan_in**0.5 - 1) < 0.03
+    bound = 128**-0.5 / 16**0.5
+    assert 0.99 * bound < float(abs(model.layers.mixer.out_proj.kernel[...]).max()) <= bound
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((8, 3, 16, 16), np.float32), r"\(b, y, x, d\) = \(8, 16, 16, 3\), got \(8, 3, 16, 16\).*'b d y x -> b y x d'"),
+        (np.zeros((16, 16, 3), np.float32), r"\(b, 16, 16, 3\), got \(16, 16, 3\) float32. One image\? Add the batch axis"),
+        (np.zeros((2, 16, 16, 1), np.float32), "Create the model with in_channels=1"),
+        (np.zeros((2, 20, 20, 3), np.float32), "create the model with img_size=20"),
+        (np.zeros((2, 20, 16, 3), np.float32), r"create the model with img_size=\(20, 16\)"),
+        (np.zeros((2, 16, 16, 3), np.uint8), "of a floating dtype, got .* uint8. Normalize first"),
+        (np.zeros((2, 5), np.float32), "got .2, 5. float32. Images are a batch, channels last"),
+    ],
+)
+def test_wrong_images(x, message):
+    model = nnx.eval_shape(make)  # the check needs no parameters
+    with pytest.raises(ValueError, match=f"Vim: images must be .*{message}"):
+        model(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"depth": True}, "depth must be an integer, got True"),
+        ({"img_size": 4}, "img_size must be at least the patch size 8"),
+        ({"img_size": (16, 16, 16)}, r"img_size must be an integer or \(an integer, an integer\)"),
+        ({"class_token": "center"}, "class_token must be 'middle' or 'head' or 'double' or 'none', got 'center'"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate must be in \[0, 1\), got 1.0"),
+        ({"drop_rate": float("nan")}, "drop_rate must be a number, got nan"),
+        ({"stem": "conv", "patch_size": 6}, "patch_size must be a power of two for stem='conv', got 6"),
+        ({"alternate_layers": True, "depth": 3}, "depth must be even with alternate_layers=True"),
+        ({"rope": True, "d_model": 18}, "d_model must be a multiple of 4 with rope=True"),
+        ({"rope": True, "rope_skips": "first", "class_token": "double"}, "rope_skips must be consistent"),
+        ({"dt_rank": 0}, "dt_rank must be at least 1, or None, got 0"),
+        ({"norm_eps": 0.0}, "norm_eps must be positive"),
+        ({"num_classes": -1}, "num_classes must be at least 0"),
+    ],
+)
+def test_wrong_configurations(options, message):
+    with pytest.raises(ValueError, match=f"VimConfig: {message}"):
+        dataclasses.replace(TINY, **options)
+
+
+def test_json_lists_become_tuples():
+    assert dataclasses.replace(TINY, img_size=[16, 24]).img_size == (16, 24)
+    assert dataclasses.replace(TINY, drop_rate=0).drop_rate == 0.0
