@@ -1,0 +1,305 @@
+"""The training loop."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from ssmjax.checkpoints.manifest import write_atomically
+from ssmjax.checkpoints.store import CheckpointStore
+from ssmjax.errors import bad_argument, shape_of
+from ssmjax.training.guards import StopSignals, TrainingDiverged
+from ssmjax.training.journal import Journal
+from ssmjax.training.prefetch import Prefetcher
+from ssmjax.training.profiling import ProfileWindow
+from ssmjax.training.recorder import Recorder
+from ssmjax.training.state import TrainState, commit, split_model
+from ssmjax.training.step import Batch, Loss, Metrics, Prepare, init_state, make_step
+
+__all__ = ["FitConfig", "FitResult", "fit"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """How to run the loop; what to train are the arguments of `fit`.
+
+    Attributes:
+        seed: The seed of every random key of the training.
+        log_every: Steps between records of the loss; the first and the last step are recorded too.
+        eval_every: Steps between calls of `eval_fn`; 0 calls it only at the end.
+        save_every: Steps between checkpoints; 0 saves only at the end.
+        checkpoint_dir: The folder of the checkpoints and of `metrics.jsonl`; None saves nothing.
+        keep: How many checkpoints to keep.
+        fresh: Delete the checkpoints that are there and start anew, instead of resuming.
+        ema_decay: The decay of the moving average of the parameters; None keeps none.
+        max_bad_steps: How many steps in a row may be skipped because the loss or the gradients were not finite.
+        progress: Whether to show a progress bar.
+        unit: What an example is called there.
+        tensorboard_dir: A folder for TensorBoard.
+        profile_dir: A folder for a trace of ten steps by `jax.profiler`.
+    """
+
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 0
+    save_every: int = 0
+    checkpoint_dir: str | None = None
+    keep: int = 3
+    fresh: bool = False
+    ema_decay: float | None = None
+    max_bad_steps: int = 10
+    progress: bool = True
+    unit: str = "examples"
+    tensorboard_dir: str | None = None
+    profile_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in {"log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1, "max_bad_steps": 1}.items():
+            if getattr(self, name) < least:
+                raise bad_argument("FitConfig", name, getattr(self, name), f"at least {least}")
+        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+            raise bad_argument("FitConfig", "ema_decay", self.ema_decay, "None, or at least 0 and less than 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a training run leaves.
+
+    Attributes:
+        state: The last state.
+        model: The model with its last parameters.
+        ema_model: The model with their moving average, None without one.
+        train: The records of the training, oldest first, those before a resume too: `step`, `loss`, `grad_norm`, ...
+        evals: What `eval_fn` returned, with its `step`.
+        resumed_from: The step the run was resumed at, 0 if it began anew.
+        seconds: The time of the loop in all, that before a resume too.
+        signal: The number of the signal that ended the run early, None if it is complete.
+    """
+
+    state: TrainState
+    model: Any
+    ema_model: Any
+    train: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+    resumed_from: int
+    seconds: float
+    signal: int | None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended the run early."""
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit status a program should end with: 0, or 130 after Ctrl-C and 143 after SIGTERM."""
+        return 0 if self.signal is None else 128 + self.signal
+
+
+def fit(
+    model: Any,
+    loss: Loss,
+    batch_fn: Callable[[int], Batch],
+    *,
+    steps: int,
+    optimizer: optax.GradientTransformation,
+    config: FitConfig = FitConfig(),
+    prepare: Prepare | None = None,
+    eval_fn: Callable[[Any, int], Mapping[str, Any]] | None = None,
+    run_config: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Trains a model.
+
+    With a `checkpoint_dir` the same call resumes from the newest good checkpoint and ends with the same bits as a run
+    that was never interrupted. SIGTERM and Ctrl-C finish the step, save and return.
+
+    Args:
+        model: An NNX module. It is not changed; the trained one is in the result.
+        loss: `loss(model, batch, key) -> (scalar, metrics)`, traced once.
+        batch_fn: `batch_fn(step)` returns the batch of a step counted from 0, always the same one, of one shape.
+        steps: How many steps there are in all.
+        optimizer: Any optax transformation, such as `ssmjax.training.optim.adamw`.
+        config: How to run the loop.
+        prepare: `prepare(batch, key, train)`, applied to each batch inside the compiled step.
+        eval_fn: `eval_fn(model, step)` returns numbers to record. The model has the moving average if there is one, and
+            its arrays are valid during the call only.
+        run_config: What else a checkpoint must agree with to be resumed from, as JSON can hold it.
+
+    Returns:
+        The trained model and the history.
+
+    Raises:
+        TrainingDiverged: The loss or the gradients were not finite in `max_bad_steps` steps in a row.
+        CheckpointError: The disk is full, or no checkpoint can be trusted.
+        ValueError: The checkpoints are of another run.
+
+    >>> import jax.numpy as jnp, numpy as np
+    >>> from flax import nnx
+    >>> x = np.linspace(-1, 1, 8, dtype=np.float32)[:, None]
+    >>> loss = lambda model, batch, key: (jnp.mean((model(batch["x"]) - 3 * batch["x"]) ** 2), {})
+    >>> result = fit(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), loss, lambda step: {"x": x}, steps=200,
+    ...              optimizer=optax.sgd(0.3), config=FitConfig(progress=False))
+    >>> round(float(result.model.kernel[...][0, 0]), 3)
+    3.0
+    """
+    if steps < 1:
+        raise bad_argument("fit", "steps", steps, "at least 1")
+    layout, params, rest = split_model(model)
+    state = commit(init_state(params, rest, optimizer, seed=config.seed, ema=config.ema_decay is not None))
+    train_step = make_step(
+        layout, loss, optimizer, prepare=prepare, ema_decay=config.ema_decay, max_bad_steps=config.max_bad_steps
+    )
+    # Through JSON, because it is compared with what a checkpoint holds.
+    identity = json.loads(json.dumps({"seed": config.seed, "ema_decay": config.ema_decay, **(run_config or {})}))
+
+    def evaluate(state: TrainState, done: int) -> Mapping[str, Any]:
+        best = state.params if state.ema is None else state.ema
+        return eval_fn(layout.merge(best, state.rest), done) if eval_fn else {}
+
+    try:
+        with contextlib.ExitStack() as stack:
+            run = _open(stack, state, batch_fn, steps, config, identity)
+            state, seconds = _loop(run, train_step, steps, config, evaluate if eval_fn else None)
+    except TrainingDiverged as error:
+        if config.checkpoint_dir:
+            write_atomically(Path(config.checkpoint_dir) / "diverged.json", json.dumps(error.report, indent=1) + "\n")
+        raise
+    return FitResult(
+        state=state,
+        model=layout.merge(state.params, state.rest),
+        ema_model=None if state.ema is None else layout.merge(state.ema, state.rest),
+        train=run.recorder.of_kind("train"),
+        evals=run.recorder.of_kind("eval"),
+        resumed_from=run.start,
+        seconds=seconds,
+        signal=run.stop.received if int(state.step) < steps else None,
+    )
+
+
+class _Run(NamedTuple):
+    """What the loop works with."""
+
+    state: TrainState
+    start: int  # the number of steps done before
+    seconds: float  # the time they took
+    identity: Mapping[str, Any]
+    stop: StopSignals
+    store: CheckpointStore | None
+    recorder: Recorder
+    journal: Journal
+    batches: Prefetcher
+    profile: ProfileWindow
+
+
+def _open(
+    stack: contextlib.ExitStack,
+    state: TrainState,
+    batch_fn: Callable[[int], Batch],
+    steps: int,
+    config: FitConfig,
+    identity: Mapping[str, Any],
+) -> _Run:
+    """Restores the newest checkpoint and opens what the loop writes to; `stack` closes it."""
+    directory = Path(config.checkpoint_dir) if config.checkpoint_dir else None
+    stop = stack.enter_context(StopSignals())
+    store = stack.enter_context(CheckpointStore(directory, keep=config.keep)) if directory else None
+    state, start, seconds = _resume(store, state, identity, fresh=config.fresh)
+    recorder = Recorder(directory / "metrics.jsonl" if directory else None, start, config.tensorboard_dir)
+    stack.enter_context(recorder)
+    journal = Journal(
+        recorder, start, steps, max_bad_steps=config.max_bad_steps, progress=config.progress, unit=config.unit
+    )
+    stack.enter_context(journal)
+    batches = stack.enter_context(Prefetcher(batch_fn, start, steps))
+    profile = stack.enter_context(ProfileWindow(config.profile_dir, min(start + 10, steps)))
+    return _Run(state, start, seconds, identity, stop, store, recorder, journal, batches, profile)
+
+
+def _loop(
+    run: _Run,
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    steps: int,
+    config: FitConfig,
+    evaluate: Callable[[TrainState, int], Mapping[str, Any]] | None,
+) -> tuple[TrainState, float]:
+    """Runs the steps that are left, until a signal comes; returns the state and the time since the first of all."""
+    began, state, journal, compiled = time.perf_counter() - run.seconds, run.state, run.journal, None
+    for done in range(run.start + 1, steps + 1):
+        batch = run.batches.next()
+        if compiled is None:
+            journal.compiling(batch)
+            compiled = _compile(train_step, state, batch)
+        run.profile.before(done)
+        state, metrics = _call(compiled, state, batch, done)
+        journal.tick()
+        last, stopped = done == steps, run.stop.received is not None
+        if done == 1 or last or done % config.log_every == 0:
+            journal.log(done, metrics)
+        if evaluate and (last or _due(done, config.eval_every)):
+            journal.settle(done, metrics)
+            journal.evaluated(done, evaluate(state, done))
+        if run.store and (last or stopped or _due(done, config.save_every)):
+            # The records first: a run that resumes here counts on all records up to here.
+            journal.settle(done, metrics)
+            run.recorder.sync()
+            run.store.save(done, state, {"identity": run.identity, "seconds": time.perf_counter() - began})
+            journal.skip_time(done)
+        if stopped:
+            break
+    journal.flush()
+    return state, time.perf_counter() - began
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _resume(
+    store: CheckpointStore | None, state: TrainState, identity: Mapping[str, Any], *, fresh: bool
+) -> tuple[TrainState, int, float]:
+    """Returns the state to go on from, its step, and the seconds of training behind it."""
+    if store is None:
+        return state, 0, 0.0
+    if fresh:
+        store.clear()
+    found = store.restore(state)
+    if found is None:
+        return state, 0, 0.0
+    restored, start, metadata = found
+    stored = metadata["identity"]
+    if changed := sorted(name for name in stored.keys() | identity.keys() if stored.get(name) != identity.get(name)):
+        pairs = "; ".join(f"{name}: {stored.get(name)!r} there, {identity.get(name)!r} now" for name in changed)
+        raise ValueError(
+            f"fit: the checkpoints in {store.directory} are of a run with other settings ({pairs}). Use another "
+            "folder, or start anew with `fresh=True` (`--fresh`)."
+        )
+    logger.info("Resuming from step %d in %s.", start, store.directory)
+    return restored, start, metadata["seconds"]
+
+
+def _compile(train_step: Callable[..., Any], state: TrainState, batch: Batch) -> jax.stages.Compiled:
+    """Compiles the step ahead of time, so that there can be no second compilation later."""
+    began = time.perf_counter()
+    compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+    logger.info("Compiled the training step in %.1f s.", time.perf_counter() - began)
+    return compiled
+
+
+def _call(compiled: jax.stages.Compiled, state: TrainState, batch: Batch, done: int) -> tuple[TrainState, Metrics]:
+    try:
+        return compiled(state, batch)
+    except TypeError as error:
+        shapes = jax.tree.map(shape_of, batch)
+        raise ValueError(
+            f"fit: batch_fn({done - 1}) returned {shapes}, and the step was compiled for another shape, dtype or "
+            "structure. Every batch must be alike; leave out the last, smaller one of an epoch."
+        ) from error
