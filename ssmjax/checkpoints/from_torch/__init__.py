@@ -1,0 +1,10 @@
+"""Converters from the original implementations' PyTorch checkpoints: a key table a family, read both ways.
+
+>>> from ssmjax.checkpoints import from_torch
+>>> from_torch.vim.config_from_reference({"embed_dim": 384}).d_model
+384
+"""
+
+from ssmjax.checkpoints.from_torch import vim
+
+__all__ = ["vim"]
