@@ -1,0 +1,47 @@
+"""Sphinx configuration: `make docs`."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS.parent), str(DOCS / "ext")]
+
+import ssmjax
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("SSMJAX_SMOKE", "1")  # notebooks run on embedded data and a few steps
+os.environ["PYTHONPATH"] = str(DOCS.parent)  # for the notebooks' kernels: `experiments` lives in the clone
+
+project = "ssmjax"
+author = copyright = "the ssmjax authors"
+version = release = ssmjax.__version__
+
+extensions = ["coverage_check", "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build", "notebooks/*.py"]  # the twins hold the same cells
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the text gives shapes and dtypes; jaxtyping's unions are hard to read
+add_module_names = False
+default_role = "literal"  # docstrings write code in single backticks
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+myst_enable_extensions = ["dollarmath"]
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+
+html_theme = "sphinx_book_theme"
+html_title = f"ssmjax {release}"
+html_theme_options = {"show_toc_level": 2}
+
+
+def escape_stars(app, what, name, obj, options, lines):
+    """`(b l *f)` in a docstring is a shape, not the start of emphasis."""
+    lines[:] = [re.sub(r"(?<![*\\])\*(?![*\s])", r"\\*", line) for line in lines]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", escape_stars, priority=900)  # after napoleon

@@ -1,0 +1,84 @@
+"""What every experiment shares: its command line, its run folder, its compute type and its results file."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ssmjax.data import DataUnavailable
+from ssmjax.checkpoints.store import CheckpointError
+from ssmjax.training.guards import TrainingDiverged
+
+__all__ = ["accelerator_dtype", "command", "config_digest", "identity", "result_paths", "run_cli"]
+
+RESULTS = Path("experiments/results")
+FIGURES = Path("figures")
+
+_NOT_IDENTITY = ("data_dir", "download_dir", "out_dir", "runs_dir", "seeds", "resume", "progress", "tensorboard", "profile")
+
+
+def run_cli(main: Callable[[Any], Any], config: type) -> None:
+    """Runs an experiment from the command line; what a user can put right ends in one message, not a traceback.
+
+    Exit codes: 2 for a wrong argument or missing data, 3 for a diverged run, 4 for checkpoints that cannot be used.
+    Set `SSMJAX_TRACEBACK=1` to see the traceback all the same.
+
+    Args:
+        main: The experiment, a function of its configuration.
+        config: The configuration's dataclass, whose fields become flags.
+    """
+    import tyro
+
+    parsed = tyro.cli(config, description=sys.modules[main.__module__].__doc__)
+    codes = {DataUnavailable: 2, ValueError: 2, NotImplementedError: 2, TrainingDiverged: 3, CheckpointError: 4}
+    try:
+        main(parsed)
+    except tuple(codes) as error:
+        if os.environ.get("SSMJAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
+
+
+def accelerator_dtype() -> str:
+    """The compute type that suits this machine: bfloat16 where it is native, else float32.
+
+    TPUs and GPUs of compute capability 8.0 and later (A100, L4, Hopper) have bfloat16; a T4 and a CPU do not.
+    """
+    device = jax.devices()[0]
+    if device.platform == "gpu":
+        return "bfloat16" if float(getattr(device, "compute_capability", "0")) >= 8.0 else "float32"
+    return "bfloat16" if device.platform == "tpu" else "float32"
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The fields that make a training run what it is, without those that only say where and how it is watched."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IDENTITY}
+
+
+def config_digest(config: Any) -> str:
+    """Eight hex digits: equal for the same training run, different for another one."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def command(name: str, config: Any, default: Any) -> str:
+    """The command line of a configuration: the fields that differ from the defaults, but for paths of a machine."""
+    flags = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == getattr(default, field.name) or isinstance(value, Path):
+            continue
+        flag = field.name.replace("_", "-")
+        flags.append(f"--{'' if value is not False else 'no-'}{flag}" + ("" if isinstance(value, bool) else f" {value}"))
+    return " ".join([f"python -m experiments.{name}", *flags])
+
+
+def result_paths(out_dir: Path, name: str) -> tuple[Path, Path]:
+    """Where an experiment writes: `experiments/results/<name>.json` and `figures/<name>.png` under `out_dir`."""
+    return out_dir / RESULTS / f"{name}.json", out_dir / FIGURES / f"{name}.png"

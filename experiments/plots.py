@@ -1,0 +1,115 @@
+"""Figures, drawn from results files and nothing else.
+
+`python -m experiments.plots experiments/results/vim_cifar.json figures/vim_cifar.png` redraws a committed figure.
+"""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["decode_images", "draw_classifier", "encode_images"]
+
+_TRAIN, _TEST, _GRID = "#3b6fb6", "#c8553d", "#dddddd"
+
+
+def encode_images(images: np.ndarray) -> dict[str, Any]:
+    """Packs a few uint8 images (b y x d) into a results file: their shape and their bytes in base64."""
+    images = np.ascontiguousarray(images, np.uint8)
+    return {"shape": list(images.shape), "uint8": base64.b64encode(images.tobytes()).decode("ascii")}
+
+
+def decode_images(packed: dict[str, Any]) -> np.ndarray:
+    """The inverse of `encode_images`.
+
+    >>> decode_images(encode_images(np.zeros((2, 4, 4, 1), np.uint8))).shape
+    (2, 4, 4, 1)
+    """
+    return np.frombuffer(base64.b64decode(packed["uint8"]), np.uint8).reshape(packed["shape"])
+
+
+def draw_classifier(results: Path, figure: Path) -> None:
+    """Draws loss and accuracy curves, a confusion matrix and a row of predictions from a classifier's results file.
+
+    Args:
+        results: A JSON file as `experiments.vim_cifar` writes it.
+        figure: Where the PNG goes.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    record = json.loads(results.read_text())
+    names, shown = record["data"]["class_names"], record["predictions"]
+    images = decode_images(shown["images"])
+    fig = plt.figure(figsize=(13, 7.6), layout="constrained")
+    grid = fig.add_gridspec(2, 3, height_ratios=[3, 1.15])
+    _curves(fig.add_subplot(grid[0, 0]), fig.add_subplot(grid[0, 1]), record)
+    _confusion(fig.add_subplot(grid[0, 2]), np.asarray(record["confusion"]), names)
+    strip = grid[1, :].subgridspec(1, len(images))
+    for i, (image, label, predicted) in enumerate(zip(images, shown["label"], shown["predicted"], strict=True)):
+        ax = fig.add_subplot(strip[0, i])
+        ax.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", interpolation="nearest")
+        ax.set_title(names[predicted], fontsize=9, color="#2f7d32" if predicted == label else "#b3261e")
+        ax.set_xlabel("" if predicted == label else f"is {names[label]}", fontsize=8)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    fig.suptitle(_title(record), fontsize=11)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(figure, dpi=110)
+    plt.close(fig)
+
+
+def _title(record: dict[str, Any]) -> str:
+    accuracy, config, seeds = record["metrics"]["test_accuracy"], record["config"], len(record["seeds"])
+    spread = f" ± {100 * accuracy['spread']:.2f}" if seeds > 1 else ""
+    label = "SMOKE RUN, not a result: " if config["smoke"] else ""
+    return (
+        f"{label}{config['model']} on {record['data']['name']}: test accuracy {100 * accuracy['mean']:.2f}{spread} % "
+        f"({seeds} seed{'s' if seeds > 1 else ''}, {record['seconds']['mean'] / 60:.1f} min each on {record['device']['kind']})"
+    )
+
+
+def _curves(loss_ax: Any, accuracy_ax: Any, record: dict[str, Any]) -> None:
+    for i, curves in enumerate(record["curves"]):
+        train, test = curves["train"], curves["test"]
+        names = ("training (augmented)", "test") if i == 0 else (None, None)
+        loss_ax.plot(train["epoch"], train["loss"], color=_TRAIN, lw=1, alpha=0.6, label=names[0])
+        loss_ax.plot(test["epoch"], test["loss"], color=_TEST, lw=1.5, label=names[1])
+        accuracy_ax.plot(train["epoch"], 100 * np.asarray(train["accuracy"]), color=_TRAIN, lw=1, alpha=0.6, label=names[0])
+        accuracy_ax.plot(test["epoch"], 100 * np.asarray(test["accuracy"]), color=_TEST, lw=1.5, label=names[1])
+    for ax, what in ((loss_ax, "cross entropy"), (accuracy_ax, "accuracy, %")):
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(what)
+        ax.grid(color=_GRID)
+        ax.legend(frameon=False)
+
+
+def _confusion(ax: Any, counts: np.ndarray, names: list[str]) -> None:
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    ax.set_title("confusion matrix, % of a true class (first seed)", fontsize=10)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("true")
+    if len(names) > 20:
+        return
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    for (i, j), value in np.ndenumerate(share):
+        if value >= 0.005:
+            ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="w" if value > 0.5 else "k")
+
+
+def main(results: Path, figure: Path) -> None:
+    """Redraws a figure from a results file."""
+    draw_classifier(results, figure)
+    print(f"{figure} drawn from {results}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
