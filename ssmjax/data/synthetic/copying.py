@@ -1,0 +1,44 @@
+"""The copying task: remember the first tokens over a long gap (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016)."""
+
+import numpy as np
+
+from ssmjax.data.synthetic.streams import at_least, stream
+
+__all__ = ["copying_batch"]
+
+
+def copying_batch(
+    seed: int, step: int, *, batch_size: int, gap: int = 100, memorized: int = 10, vocabulary: int = 10
+) -> dict[str, np.ndarray]:
+    """A batch of the copying task: M tokens, L blanks, M markers at which the M tokens are to be given back.
+
+    Token 0 is the blank, token A - 1 the marker, and the tokens to remember are uniform on 1 .. A - 2. The target is
+    that of the last M positions alone: compare it with `logits[:, -M:]`.
+
+    Args:
+        seed: Of the task.
+        step: Of the batch; (seed, step) determine it.
+        batch_size: b.
+        gap: L, the number of blanks.
+        memorized: M, the number of tokens to remember.
+        vocabulary: A, the number of token ids.
+
+    Returns:
+        `tokens` (b M+L+M) int32 and `target` (b M) int32.
+
+    Raises:
+        ValueError: If a size is too small: A must be at least 3, or nothing is left between blank and marker.
+
+    >>> batch = copying_batch(0, 0, batch_size=2, gap=3, memorized=2, vocabulary=5)
+    >>> batch["tokens"].shape, batch["tokens"][0, 2:].tolist()
+    ((2, 7), [0, 0, 0, 4, 4])
+    >>> bool((batch["tokens"][:, :2] == batch["target"]).all())
+    True
+    """
+    at_least("copying_batch", 1, batch_size=batch_size, memorized=memorized)
+    at_least("copying_batch", 0, gap=gap)
+    at_least("copying_batch", 3, vocabulary=vocabulary)
+    target = stream("copying_batch", seed, step).integers(1, vocabulary - 1, (batch_size, memorized), np.int32)
+    blanks = np.zeros((batch_size, gap), np.int32)
+    markers = np.full((batch_size, memorized), vocabulary - 1, np.int32)
+    return {"tokens": np.concatenate([target, blanks, markers], axis=1), "target": target}
