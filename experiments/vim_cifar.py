@@ -56,7 +56,7 @@ _PHOTOGRAPHS = dataclasses.replace(AugmentConfig.none(), crop_padding=4, flip=Tr
 
 RECIPES = {
     "digits": Recipe(25, 64, 2e-3, dataclasses.replace(_HANDWRITING, crop_padding=1), img_size=16),
-    "mnist": Recipe(20, 256, 2e-3, _HANDWRITING, img_size=28),
+    "mnist": Recipe(10, 256, 2e-3, _HANDWRITING, img_size=28),
     "fashion_mnist": Recipe(30, 256, 2e-3, dataclasses.replace(_HANDWRITING, flip=True), img_size=28),
     "cifar10": Recipe(45, 512, 3e-3, _PHOTOGRAPHS, img_size=32),
     "cifar100": Recipe(45, 512, 3e-3, _PHOTOGRAPHS, img_size=32),
