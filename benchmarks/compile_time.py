@@ -1,7 +1,7 @@
 """Compile time of one training step against the depth of the model: `python -m benchmarks.compile_time`.
 
-The blocks of a model are one `lax.scan`, so that the compiler sees one of them whatever the depth. Each depth is traced,
-lowered and compiled anew in every round, with no compilation cache; the medians and their ratio are printed.
+The blocks of a model are one `lax.scan`, so that the compiler sees one of them whatever the depth. Each depth is
+traced, lowered and compiled anew in every round, with no compilation cache; the medians and their ratio are printed.
 """
 
 import dataclasses

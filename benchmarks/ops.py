@@ -100,9 +100,11 @@ def _time(op: str, shape: str, case: Case, config: Config, bytes_per_second: flo
         found = {name: _error(c.call(*args), wanted) for name, c in compiled.items()}
         for name, error in found.items():
             if not error <= GATE[which][config.dtype]:
-                raise SystemExit(f"{op} {shape} {which}: {name!r} is wrong, relative error {error:.1e}. Nothing was timed.")
+                raise SystemExit(
+                    f"{op} {shape} {which}: {name!r} is wrong, relative error {error:.1e}. Nothing was timed."
+                )
         timed = time_in_turns({name: c.call for name, c in compiled.items()}, args, config.rounds)
-        for name, (ms, spread) in timed.items():
+        for name, times in timed.items():
             records.append(
                 {
                     "op": op,
@@ -110,8 +112,9 @@ def _time(op: str, shape: str, case: Case, config: Config, bytes_per_second: flo
                     "dtype": config.dtype,
                     "pass": which,
                     "variant": name,
-                    "ms": round(ms, 4),
-                    "spread": round(spread, 3),
+                    "ms": round(times.median, 4),
+                    "spread": round(times.spread, 3),
+                    "ms_least": round(times.least, 4),
                     "floor_ms": round(1e3 * case.cost.bytes / bytes_per_second, 4) if which == "forward" else None,
                     "error": found[name],
                     "temp_mb": round(compiled[name].temp_bytes / 1e6, 3),
@@ -143,11 +146,12 @@ def _measure_memory(shape: str) -> list[dict]:
 def _print_table(op: str, shape: str, records: list[dict]) -> None:
     for which in ("forward", "forward+backward"):
         rows = [r for r in records if r["pass"] == which]
-        best = min((r for r in rows if not r["variant"].startswith("ours")), key=lambda r: r["ms"], default=None)
+        best = min((r["ms_least"] for r in rows if not r["variant"].startswith("ours")), default=None)
         print(f"\n{op} {shape} {rows[0]['dtype']}, {which}")
-        for r in sorted(rows, key=lambda r: r["ms"]):
-            ratio = f"{r['ms'] / best['ms']:6.2f}x best opponent" if best else ""
-            print(f"  {r['variant']:52s} {r['ms']:10.3f} ms  +-{r['spread']:4.0%}  {r['temp_mb']:9.1f} MB  {ratio}")
+        for r in sorted(rows, key=lambda r: r["ms_least"]):
+            ratio = f"{r['ms_least'] / best:6.2f}x best opponent" if best else ""
+            time = f"{r['ms']:9.2f} ms +-{r['spread']:4.0%}, least {r['ms_least']:9.2f}"
+            print(f"  {r['variant']:52s} {time}  {r['temp_mb']:8.1f} MB  {ratio}")
 
 
 def _print_memory(shape: str, records: list[dict]) -> None:

@@ -1,4 +1,4 @@
-"""Timing: compiled functions of arrays, in turns, median and spread."""
+"""Timing: compiled functions of arrays, in turns; median, spread and minimum."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Compiled", "bandwidth", "compile_all", "time_in_turns"]
+__all__ = ["Compiled", "Times", "bandwidth", "compile_all", "time_in_turns"]
 
 
 class Compiled(NamedTuple):
@@ -16,6 +16,14 @@ class Compiled(NamedTuple):
 
     call: Callable[..., Any]
     temp_bytes: int
+
+
+class Times(NamedTuple):
+    """Milliseconds of repeated runs: the median, the interquartile range over the median, and the least."""
+
+    median: float
+    spread: float
+    least: float
 
 
 def compile_all(functions: Mapping[str, Callable], args: tuple) -> dict[str, Compiled]:
@@ -27,8 +35,8 @@ def compile_all(functions: Mapping[str, Callable], args: tuple) -> dict[str, Com
     return compiled
 
 
-def time_in_turns(calls: Mapping[str, Callable], args: tuple, rounds: int) -> dict[str, tuple[float, float]]:
-    """Milliseconds of each call: the median, and the interquartile range over the median.
+def time_in_turns(calls: Mapping[str, Callable], args: tuple, rounds: int) -> dict[str, Times]:
+    """Times each call.
 
     The calls take turns, so that a disturbance of the machine meets all of them. The first round does not count.
     """
@@ -42,17 +50,14 @@ def time_in_turns(calls: Mapping[str, Callable], args: tuple, rounds: int) -> di
     return {name: _summary(samples) for name, samples in times.items()}
 
 
-def _summary(samples: list[float]) -> tuple[float, float]:
+def _summary(samples: list[float]) -> Times:
     median = statistics.median(samples)
-    if len(samples) < 2:
-        return median, 0.0
-    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return median, (high - low) / median
+    low, _, high = statistics.quantiles([*samples, median], n=4, method="inclusive")
+    return Times(median, (high - low) / median, min(samples))
 
 
 def bandwidth(megabytes: int = 256) -> float:
     """Bytes per second of a large copy on the default device, read and write counted."""
     v = jnp.ones((megabytes * 2**18,), jnp.float32)
     copy = jax.jit(lambda v: v + 1).lower(v).compile()
-    ms, _ = time_in_turns({"copy": copy}, (v,), 5)["copy"]
-    return 2 * v.nbytes / (1e-3 * ms)
+    return 2 * v.nbytes / (1e-3 * time_in_turns({"copy": copy}, (v,), 5)["copy"].least)

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from ssmjax.data import DataUnavailable
 from ssmjax.checkpoints.store import CheckpointError
+from ssmjax.data import DataUnavailable
 from ssmjax.training.guards import TrainingDiverged
 
 __all__ = ["accelerator_dtype", "command", "config_digest", "identity", "result_paths", "run_cli"]
@@ -20,7 +20,17 @@ __all__ = ["accelerator_dtype", "command", "config_digest", "identity", "result_
 RESULTS = Path("experiments/results")
 FIGURES = Path("figures")
 
-_NOT_IDENTITY = ("data_dir", "download_dir", "out_dir", "runs_dir", "seeds", "resume", "progress", "tensorboard", "profile")
+_NOT_IDENTITY = (
+    "data_dir",
+    "download_dir",
+    "out_dir",
+    "runs_dir",
+    "seeds",
+    "resume",
+    "progress",
+    "tensorboard",
+    "profile",
+)
 
 
 def run_cli(main: Callable[[Any], Any], config: type) -> None:
@@ -59,7 +69,9 @@ def accelerator_dtype() -> str:
 
 def identity(config: Any) -> dict[str, Any]:
     """The fields that make a training run what it is, without those that only say where and how it is watched."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IDENTITY}
+    return {
+        k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IDENTITY
+    }
 
 
 def config_digest(config: Any) -> str:
@@ -68,14 +80,16 @@ def config_digest(config: Any) -> str:
 
 
 def command(name: str, config: Any, default: Any) -> str:
-    """The command line of a configuration: the fields that differ from the defaults, but for paths of a machine."""
+    """The command line of a configuration: the fields that differ from the defaults, without folders and display."""
     flags = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value == getattr(default, field.name) or isinstance(value, Path):
+        if value == getattr(default, field.name) or isinstance(value, Path) or field.name == "progress":
             continue
         flag = field.name.replace("_", "-")
-        flags.append(f"--{'' if value is not False else 'no-'}{flag}" + ("" if isinstance(value, bool) else f" {value}"))
+        flags.append(
+            f"--{'' if value is not False else 'no-'}{flag}" + ("" if isinstance(value, bool) else f" {value}")
+        )
     return " ".join([f"python -m experiments.{name}", *flags])
 
 

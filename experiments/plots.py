@@ -79,7 +79,9 @@ def _curves(loss_ax: Any, accuracy_ax: Any, record: dict[str, Any]) -> None:
         names = ("training (augmented)", "test") if i == 0 else (None, None)
         loss_ax.plot(train["epoch"], train["loss"], color=_TRAIN, lw=1, alpha=0.6, label=names[0])
         loss_ax.plot(test["epoch"], test["loss"], color=_TEST, lw=1.5, label=names[1])
-        accuracy_ax.plot(train["epoch"], 100 * np.asarray(train["accuracy"]), color=_TRAIN, lw=1, alpha=0.6, label=names[0])
+        accuracy_ax.plot(
+            train["epoch"], 100 * np.asarray(train["accuracy"]), color=_TRAIN, lw=1, alpha=0.6, label=names[0]
+        )
         accuracy_ax.plot(test["epoch"], 100 * np.asarray(test["accuracy"]), color=_TEST, lw=1.5, label=names[1])
     for ax, what in ((loss_ax, "cross entropy"), (accuracy_ax, "accuracy, %")):
         ax.set_xlabel("epoch")

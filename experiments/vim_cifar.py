@@ -55,7 +55,7 @@ _HANDWRITING = dataclasses.replace(AugmentConfig.none(), crop_padding=2)
 _PHOTOGRAPHS = dataclasses.replace(AugmentConfig.none(), crop_padding=4, flip=True, erase_probability=0.25)
 
 RECIPES = {
-    "digits": Recipe(25, 64, 2e-3, dataclasses.replace(_HANDWRITING, crop_padding=1), img_size=16),
+    "digits": Recipe(15, 64, 2e-3, dataclasses.replace(_HANDWRITING, crop_padding=1), img_size=16),
     "mnist": Recipe(10, 256, 2e-3, _HANDWRITING, img_size=28),
     "fashion_mnist": Recipe(30, 256, 2e-3, dataclasses.replace(_HANDWRITING, flip=True), img_size=28),
     "cifar10": Recipe(45, 512, 3e-3, _PHOTOGRAPHS, img_size=32),
@@ -114,8 +114,9 @@ def main(config: Config = Config()) -> dict[str, Any]:
         config: The command line's fields; `main(Config(data="digits", smoke=True))` works in a notebook.
 
     Returns:
-        What the results file holds.
+        What the results file holds, and the folder of the first seed's `weights`.
     """
+    command = common.command(NAME, config, Config())
     config = _resolve(config)
     data = _load(config)
     enable_compilation_cache()
@@ -124,21 +125,20 @@ def main(config: Config = Config()) -> dict[str, Any]:
     runs = [_run(config, data, config.seed + i) for i in range(config.seeds)]
     report = make_report(
         NAME,
-        command=common.command(NAME, config, Config()),
-        config=dataclasses.asdict(config),
+        command=command,
+        config=common.identity(config),
         runs=runs,
         data=_describe(data),
         curves=[run["curves"] for run in runs],
         confusion=runs[0]["confusion"],
         predictions=runs[0]["predictions"],
         parameters=runs[0]["parameters"],
-        weights=runs[0]["weights"],
     )
     results, figure = common.result_paths(config.out_dir, _result_name(config))
     write_report(results, report)
     plots.draw_classifier(results, figure)
-    print(f"\n{render_table(report)}\nresults {results}\nfigure  {figure}")
-    return report
+    print(f"\n{render_table(report)}\nresults {results}\nfigure  {figure}\nweights {runs[0]['weights']}")
+    return report | {"weights": runs[0]["weights"]}
 
 
 def _resolve(config: Config) -> Config:
@@ -168,7 +168,9 @@ def _load(config: Config) -> ImageData:
     if data.image_shape[0] != size:
         data = data.resized(size)
     if config.smoke:
-        few = {name: getattr(data, name)[:64] for name in ("train_images", "train_labels", "test_images", "test_labels")}
+        few = {
+            name: getattr(data, name)[:64] for name in ("train_images", "train_labels", "test_images", "test_labels")
+        }
         data = dataclasses.replace(data, **few)
     return data
 
@@ -289,7 +291,7 @@ def _describe(data: ImageData) -> dict[str, Any]:
     return {
         "name": data.name,
         "sha256": data.checksum,
-        "source": data.source,
+        "source": data.source.partition(" in ")[0],  # without the folder, which is of one machine
         "train": len(data.train_images),
         "test": len(data.test_images),
         "class_names": list(data.class_names),

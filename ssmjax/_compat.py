@@ -19,8 +19,8 @@ def full_like(x: jax.Array, value: float) -> jax.Array:
 def vary_alike(tree):
     """Marks every array of a tree as varying over all the manual mesh axes that any of them varies over.
 
-    Inside `jax.shard_map` a loop's carry must have one such type throughout. Outside it this does nothing. The transpose sums
-    over the axes added, so gradients of replicated arrays come out right.
+    Inside `jax.shard_map` a loop's carry must have one such type throughout. Outside it this does nothing. The
+    transpose sums over the axes added, so gradients of replicated arrays come out right.
     """
     axes = frozenset().union(*(_varying_axes(leaf) for leaf in jax.tree.leaves(tree)))
     return jax.tree.map(lambda leaf: _vary(leaf, tuple(sorted(axes - _varying_axes(leaf)))), tree) if axes else tree

@@ -109,6 +109,12 @@ def load_pretrained(path_or_hub_id: str | Path, *, seed: int = 0, **overrides: A
         ValueError: The folder is missing, incomplete or damaged, or does not fit the model it names; or an override is
             unknown or does not fit the parameters.
         ConnectionError: The hub cannot be reached and holds no copy on this machine.
+
+    >>> import tempfile, ssmjax
+    >>> folder = f"{tempfile.mkdtemp()}/my_vim"
+    >>> ssmjax.save_pretrained(ssmjax.create_model("vim_nano", depth=1), folder)
+    >>> ssmjax.load_pretrained(folder, num_classes=3).config.num_classes
+    3
     """
     folder = _local_folder(path_or_hub_id)
     files = _verified_files(folder)

@@ -4,9 +4,9 @@ A `.safetensors` file needs no PyTorch. Every other file is a pickle, which can 
 only if the caller says so, and then through PyTorch's `weights_only=True`, which allows tensors and plain containers.
 """
 
-import argparse
 import pathlib
 import pickle
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,7 +94,7 @@ def _load_pickle(path: pathlib.Path) -> Any:
         ) from error
     try:
         # Training scripts save their parsed command line beside the weights; a namespace is as plain as a dict.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
         raise ValueError(

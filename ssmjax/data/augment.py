@@ -148,6 +148,9 @@ def random_crop(key: PRNGKey, x: Images, padding: int, mode: str = "zero") -> Fl
 
     Raises:
         ValueError: If the padding is negative, or too large to reflect, or the mode is unknown.
+
+    >>> random_crop(jax.random.key(0), jnp.ones((2, 8, 8, 3)), 4).shape
+    (2, 8, 8, 3)
     """
     b, rows, columns, _ = x.shape
     _check_mode("random_crop", "mode", mode)
@@ -161,7 +164,11 @@ def random_crop(key: PRNGKey, x: Images, padding: int, mode: str = "zero") -> Fl
 
 
 def random_flip(key: PRNGKey, x: Images, probability: float = 0.5) -> Float[jax.Array, "b y x d"]:
-    """Mirrors each image left to right with the given probability."""
+    """Mirrors each image left to right with the given probability.
+
+    >>> random_flip(jax.random.key(0), jnp.arange(3.0)[None, None, :, None], probability=1.0).ravel().tolist()
+    [2.0, 1.0, 0.0]
+    """
     chosen = jax.random.bernoulli(key, probability, (x.shape[0], 1, 1, 1))
     return jnp.where(chosen, x[:, :, ::-1], x)
 
@@ -173,6 +180,17 @@ def color_jitter(
 
     Each is `reference + factor * (x - reference)`, clipped to [0, 1], where the reference is black, the image's mean
     gray, and each pixel's gray.
+
+    Args:
+        key: Draws three factors an image.
+        x: The images, in [0, 1].
+        brightness: The strength s of each change; 0 leaves it out.
+        contrast: The same.
+        saturation: The same.
+
+    >>> gray = jnp.full((2, 8, 8, 3), 0.4)
+    >>> bool(jnp.allclose(color_jitter(jax.random.key(0), gray, contrast=0.5, saturation=0.5), gray, atol=1e-5))
+    True
     """
     strengths = jnp.array([brightness, contrast, saturation], jnp.float32)
     draws = jax.random.uniform(key, (3, x.shape[0], 1, 1, 1), jnp.float32, -1.0, 1.0)
@@ -201,6 +219,10 @@ def random_erasing(
         probability: Share of the images.
         area: The least and the largest share of the area.
         aspect: The least and the largest ratio of height to width, uniform in its logarithm.
+
+    >>> erased = random_erasing(jax.random.key(0), jnp.full((4, 8, 8, 1), 2.0), probability=1.0) != 2.0
+    >>> bool((erased.mean((1, 2, 3)) > 0).all() and (erased.mean((1, 2, 3)) < 0.5).all())
+    True
     """
     x = jnp.asarray(x)
     b, rows, columns, _ = x.shape
@@ -227,6 +249,19 @@ def mixup(
         x' = w x + (1 - w) x_partner,    y' = w y + (1 - w) y_partner,    w ~ Beta(alpha, alpha), one a batch
 
     The partners are the batch in reverse order, which is as good as any permutation of a shuffled batch.
+
+    Args:
+        key: Draws w.
+        x: The images.
+        y: One-hot or soft labels.
+        alpha: Positive; small values leave most batches nearly unmixed.
+
+    Raises:
+        ValueError: If alpha is not positive.
+
+    >>> x, y = mixup(jax.random.key(0), jnp.array([0.0, 1.0]).reshape(2, 1, 1, 1), jnp.eye(2), alpha=1.0)
+    >>> bool(jnp.allclose(x.ravel(), y[:, 1]))
+    True
     """
     _check_alpha("mixup", alpha)
     return _blend(_beta(jax.random.uniform(key, (), jnp.float32), alpha), x, y)
@@ -240,6 +275,20 @@ def cutmix(
     The rectangle has the image's proportions and a share 1 - w of its area, w ~ Beta(alpha, alpha); its center is
     uniform, and what lies outside is cut off. Labels are weighted by the areas that result. One rectangle a batch; the
     partners are the batch in reverse order.
+
+    Args:
+        key: Draws w and the center.
+        x: The images.
+        y: One-hot or soft labels.
+        alpha: Positive; 1 draws the area uniformly.
+
+    Raises:
+        ValueError: If alpha is not positive.
+
+    >>> black_and_white = jnp.stack([jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))])
+    >>> x, y = cutmix(jax.random.key(0), black_and_white, jnp.eye(2), alpha=1.0)
+    >>> bool(jnp.allclose(x.mean((1, 2, 3)), y[:, 1]))
+    True
     """
     _check_alpha("cutmix", alpha)
     draw, *center = jax.random.uniform(key, (3,), jnp.float32)

@@ -10,8 +10,8 @@ __all__ = ["fan_in_uniform", "uniform"]
 def uniform(bound: float) -> Initializer:
     """Uniform in `[-bound, bound]`.
 
-    Mamba draws the weight of its step-size projection so, with `bound = r**-0.5` for a rank `r`, which keeps the variance
-    of the step size independent of the rank (Mamba, section 3.6, https://arxiv.org/abs/2312.00752).
+    Mamba draws the weight of its step-size projection so, with `bound = r**-0.5` for a rank `r`, which keeps the
+    variance of the step size independent of the rank (Mamba, section 3.6, https://arxiv.org/abs/2312.00752).
 
     Args:
         bound: The largest magnitude.

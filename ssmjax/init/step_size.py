@@ -1,7 +1,8 @@
 """Initial step sizes.
 
-The random part runs in JAX in float32, not in float64 on the host: layers are built under `jax.vmap` over one key a layer,
-where a host function cannot draw. Over the usual range of step sizes the float32 result is within 1e-6 relative of float64.
+The random part runs in JAX in float32, not in float64 on the host: layers are built under `jax.vmap` over one key a
+layer, where a host function cannot draw. Over the usual range of step sizes the float32 result is within 1e-6 relative
+of float64.
 """
 
 import math

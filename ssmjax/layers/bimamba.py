@@ -20,26 +20,28 @@ class BiMamba(nnx.Module):
 
     Variants, with the original's names:
 
-    * `"v2"`: the directions share `in_proj`, the gate and `out_proj`; each has its own convolution, projections, `A` and `D`:
-      `out_proj((forward(x) + backward(x)) * silu(z) / 2)`, where the backward convolution and scan run from the end.
-    * `"v1"`: only `A` differs. The convolution and the projections run once, forwards, and a second scan from the end reuses
-      what they gave. Both scans add `D x`, so that it counts twice; their sum is never halved.
+    * `"v2"`: the directions share `in_proj`, the gate and `out_proj`; each has its own convolution, projections, `A`
+      and `D`: `out_proj((forward(x) + backward(x)) * silu(z) / 2)`, where the backward convolution and scan run from
+      the end.
+    * `"v1"`: only `A` differs. The convolution and the projections run once, forwards, and a second scan from the end
+      reuses what they gave. Both scans add `D x`, so that it counts twice; their sum is never halved.
     * `"none"`: one direction, as `Mamba`.
 
-    Nothing is flipped in memory: the backward direction runs the ops with `reverse=True`. `together=True` flips it and runs one
-    scan for both, which halves the number of steps that a sequential scan launches on a GPU.
+    Nothing is flipped in memory: the backward direction runs the ops with `reverse=True`. `together=True` flips it and
+    runs one scan for both, which halves the number of steps that a sequential scan launches on a GPU.
 
     Args:
         d_model: The width of a token.
         variant: `"v2"`, `"v1"` or `"none"`.
         divide_out: Whether `"v2"` halves the sum of its directions.
-        together: Whether both scans run as one of twice the channels (not with `segment_ids`). The outputs are the same.
+        together: Whether both scans run as one of twice the channels (not with `segment_ids`). The outputs are the
+            same.
         d_state: The state size of a channel, `n`.
         d_conv: The taps of the short convolution, `k`.
         expand: The inner width `e` is `expand * d_model`.
         dt_rank: The rank of the step-size projection; None means `ceil(d_model / 16)`.
-        dt_min: The smallest initial step size, in both directions. (The original zeroes the backward bias by accident, which
-            starts that direction at a step size of 0.69.)
+        dt_min: The smallest initial step size, in both directions. (The original zeroes the backward bias by accident,
+            which starts that direction at a step size of 0.69.)
         dt_max: The largest.
         dt_floor: Initial step sizes below it are raised to it.
         conv_bias: Whether the convolutions have a bias.

@@ -33,8 +33,8 @@ class Mamba(nnx.Module):
         x, z = split(in_proj(u));  x = silu(conv1d(x));  dt, B, C = split(x_proj(x));  dt = softplus(dt_proj(dt))
         h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t;   y_t = C_t h_t + D x_t;   out = out_proj(y * silu(z))
 
-    A sequence may come whole, in chunks (`state=`, `return_state=True`) or token by token (`step`): the outputs are the same,
-    with padding (`mask=`) on either side and with packed sequences (`segment_ids=`) too.
+    A sequence may come whole, in chunks (`state=`, `return_state=True`) or token by token (`step`): the outputs are the
+    same, with padding (`mask=`) on either side and with packed sequences (`segment_ids=`) too.
 
     Args:
         d_model: The width of a token.
@@ -103,8 +103,8 @@ class Mamba(nnx.Module):
 
         Args:
             u: (b l d), any `l >= 0`.
-            mask: (b l), False at padding, which may be on the left, on the right or anywhere. Padding leaves the state as it
-                is, and its outputs are zero.
+            mask: (b l), False at padding, which may be on the left, on the right or anywhere. Padding leaves the state
+                as it is, and its outputs are zero.
             segment_ids: (b l), which of several packed sequences a token belongs to; a change resets the state.
             state: The state to continue from; None starts anew.
             return_state: Whether to return the state after the last (real) token too.
@@ -166,6 +166,8 @@ class Mamba(nnx.Module):
             ValueError: `u` is not one token a row.
         """
         if u.ndim != 2:
-            raise errors.bad_shape("Mamba.step", "u", u, "(b, d), one token a row", "Call the layer itself for a sequence.")
+            raise errors.bad_shape(
+                "Mamba.step", "u", u, "(b, d), one token a row", "Call the layer itself for a sequence."
+            )
         y, state = self(u[:, None], state=state, return_state=True)
         return y[:, 0], state

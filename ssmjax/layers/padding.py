@@ -1,4 +1,4 @@
-"""Padding by mask: real tokens are moved to the front, so that neither a state nor a window of the convolution sees a pad."""
+"""Padding by mask: real tokens are moved to the front, so that neither a state nor a convolution sees a pad."""
 
 import dataclasses
 

@@ -57,15 +57,17 @@ class PatchEmbed(nnx.Module):
         )
 
     def __call__(self, images: Float[Array, "b y x channels"]) -> Float[Array, "b l d"]:
+        """Tokens of channels-last images, row by row."""
         return rearrange(self.proj(images), "b y x d -> b (y x) d")
 
 
 class ConvStem(nnx.Module):
     """A patch embedding by small steps, for small images: 3x3 convolutions of stride 2, then a linear map.
 
-    "Early Convolutions Help Transformers See Better" (https://arxiv.org/abs/2106.14881) shows that this trains faster and
-    better than one large patch; compact transformers do the same on images of 32 pixels (https://arxiv.org/abs/2104.05704).
-    Here LayerNorm and GELU follow each convolution: no batch statistics, hence no state.
+    "Early Convolutions Help Transformers See Better" (https://arxiv.org/abs/2106.14881) shows that this trains faster
+    and better than one large patch; compact transformers do the same on images of 32 pixels
+    (https://arxiv.org/abs/2104.05704). Here LayerNorm and GELU follow each convolution: no batch statistics, hence no
+    state.
 
     Args:
         d_model: The width of a token, and of the last convolution; the one before has half of it, and so on.
@@ -110,6 +112,7 @@ class ConvStem(nnx.Module):
         self.proj = nnx.Linear(d_model, d_model, kernel_init=initializers.lecun_normal(), **options)
 
     def __call__(self, images: Float[Array, "b y x channels"]) -> Float[Array, "b l d"]:
+        """Tokens of channels-last images, row by row."""
         x = images
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = jax.nn.gelu(norm(conv(x)))

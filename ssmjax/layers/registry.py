@@ -1,4 +1,4 @@
-"""Which layers there are, each with a way to build a tiny one and an example call: what the registry-wide tests run on."""
+"""Which layers there are, each with a way to build a tiny one and an example call, for the registry-wide tests."""
 
 import dataclasses
 from collections.abc import Callable
@@ -56,6 +56,9 @@ def register_layer(
         input_shape: The shape of an example input.
         output_shape: The shape of what the layer makes of it.
         **options: Further arguments of the class.
+
+    >>> from ssmjax.layers import Mamba
+    >>> register_layer("WideMamba", Mamba, (2, 5, 8), (2, 5, 8), expand=4)
     """
 
     def build(dtype, rngs):

@@ -5,7 +5,7 @@ import numpy as np
 from einops import rearrange, repeat
 
 from ssmjax import errors
-from ssmjax.shapes import Array, Float, Tokens
+from ssmjax.shapes import Float, Tokens
 
 __all__ = ["apply_rope", "axial_rope_table"]
 

@@ -1,4 +1,4 @@
-"""What the Mamba mixers are made of: their projections, their short convolution, and how a scan's inputs are computed."""
+"""What the Mamba mixers are made of: projections, the short convolution, and the inputs of a scan."""
 
 import dataclasses
 
@@ -42,7 +42,9 @@ class MixerSize:
             if getattr(self, name) < 1:
                 raise errors.bad_argument("Mamba", name, getattr(self, name), "at least 1")
         if not 0 < self.dt_min <= self.dt_max:
-            raise errors.bad_argument("Mamba", "(dt_min, dt_max)", (self.dt_min, self.dt_max), "positive and increasing")
+            raise errors.bad_argument(
+                "Mamba", "(dt_min, dt_max)", (self.dt_min, self.dt_max), "positive and increasing"
+            )
 
     @property
     def inner(self) -> int:
@@ -91,6 +93,7 @@ class ShortConv(nnx.Module):
         reverse: bool = False,
         return_state: bool = False,
     ) -> Expanded | tuple[Expanded, Float[Array, "b taps e"]]:
+        """Convolves (b l e); the options are those of `ssmjax.ops.causal_conv1d`."""
         return ops.causal_conv1d(
             x.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
@@ -124,7 +127,9 @@ def state_log(size: MixerSize, param_dtype: DTypeLike) -> nnx.Param:
     return nnx.Param(jnp.broadcast_to(rates[None], (size.inner, size.d_state)))
 
 
-def branch_parts(size: MixerSize, *, conv_bias: bool, dtype, param_dtype, rngs: nnx.Rngs) -> dict[str, nnx.Module | nnx.Param]:
+def branch_parts(
+    size: MixerSize, *, conv_bias: bool, dtype, param_dtype, rngs: nnx.Rngs
+) -> dict[str, nnx.Module | nnx.Param]:
     """What one direction of a mixer owns, by the names that the original gives them (it appends `_b` backwards)."""
     e, options = size.inner, dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
     return {

@@ -44,13 +44,16 @@ def apply_stack(
 
     Args:
         stack: From `make_stack`.
-        step: `step(carry, block, values) -> carry`. With `group > 1`, it gets lists of `group` blocks and of their values.
+        step: `step(carry, block, values) -> carry`. With `group > 1`, it gets lists of `group` blocks and of their
+            values.
         carry: What the first block gets; a tree of arrays whose shapes and dtypes no block changes.
-        per_block: A tree of arrays with a leading axis of the stack's depth: what a block gets beside the carry, such as a key.
+        per_block: A tree of arrays with a leading axis of the stack's depth: what a block gets beside the carry, such
+            as a key.
         group: How many consecutive blocks one step takes; divides the depth.
-        unroll: A Python loop in place of the scan: a faster run where the compiler gains from seeing all blocks, at a compile
-            time that grows with the depth.
-        remat: Whether the backward pass recomputes a block's inside from its input, which saves memory and costs a forward.
+        unroll: A Python loop in place of the scan: a faster run where the compiler gains from seeing all blocks, at a
+            compile time that grows with the depth.
+        remat: Whether the backward pass recomputes a block's inside from its input, which saves memory and costs a
+            forward.
 
     Returns:
         The carry after the last block.
@@ -63,7 +66,9 @@ def apply_stack(
         return step(carry, blocks, values) if group > 1 else step(carry, blocks[0], values[0]), None
 
     if remat:
-        run = jax.checkpoint(run, prevent_cse=unroll)  # inside a scan nothing can be merged back, so no barrier is needed
+        run = jax.checkpoint(
+            run, prevent_cse=unroll
+        )  # inside a scan nothing can be merged back, so no barrier is needed
     slices = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), (parameters, per_block))
     if not unroll:
         return jax.lax.scan(run, carry, slices)[0]

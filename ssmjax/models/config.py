@@ -11,7 +11,7 @@ from ssmjax import errors
 __all__ = ["ComputeDtype", "check_fields", "override", "require"]
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
-"""The dtype a model computes in; parameters, norms, scans, the residual stream and the logits are float32 in any case."""
+"""What a model computes in; parameters, norms, scans, the residual stream and the logits are float32 in any case."""
 
 Config = TypeVar("Config")
 
@@ -19,19 +19,25 @@ Config = TypeVar("Config")
 def check_fields(config: Any) -> None:
     """Checks every field of a configuration against its annotation. To be called from `__post_init__`.
 
-    An int stands for a float, and a list of integers (as JSON has it) becomes a tuple.
+    An int stands for a float, and a list of integers (as JSON has it) becomes a tuple. Configurations are decorated
+    with `typing.no_type_check`, so that the tests' run-time type checks do not come before these, whose messages are
+    for people.
 
     Raises:
         ValueError: A field's value does not fit; the message names the field.
     """
-    hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
+        value, hint = getattr(config, field.name), field.type
         if isinstance(value, list):
             value = tuple(value)
         if not _fits(value, hint):
             raise errors.bad_argument(type(config).__name__, field.name, value, _describe(hint))
-        if isinstance(value, int) and not isinstance(value, bool) and float in (hint, *get_args(hint)) and int not in get_args(hint):
+        if (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and float in (hint, *get_args(hint))
+            and int not in get_args(hint)
+        ):
             value = float(value)
         object.__setattr__(config, field.name, value)
 
@@ -91,4 +97,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(map(_describe, args))
     if origin is tuple:
         return f"({', '.join(map(_describe, args))})"
-    return "None" if hint is NoneType else {int: "an integer", float: "a number", bool: "True or False"}.get(hint, hint.__name__)
+    return (
+        "None"
+        if hint is NoneType
+        else {int: "an integer", float: "a number", bool: "True or False"}.get(hint, hint.__name__)
+    )

@@ -37,9 +37,9 @@ _FREE = {
 def count_flops(f: Callable[..., Any], *args: Any) -> int:
     """An estimate of the floating-point operations of `f(*args)`; nothing is computed.
 
-    A multiply-add counts as two, any other elementwise operation as one for each element of its output, and a reduction as one
-    for each element of its input. Of the branches of a conditional the dearest counts; a `while` loop of unknown length
-    counts once.
+    A multiply-add counts as two, any other elementwise operation as one for each element of its output, and a reduction
+    as one for each element of its input. Of the branches of a conditional the dearest counts; a `while` loop of unknown
+    length counts once.
 
     Args:
         f: A function of arrays.
@@ -75,7 +75,7 @@ def _count_equation(equation: Any) -> int:
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> list[Any]:
-    """The jaxprs of a call, a loop or a conditional. A custom rule's derivative functions are not jaxprs, so they are left out."""
+    """The jaxprs of a call, a loop or a conditional. A custom rule's derivatives are functions, so not among them."""
     values = [v for value in params.values() for v in (value if isinstance(value, (tuple, list)) else (value,))]
     jaxprs = [getattr(value, "jaxpr", value) for value in values]
     return [jaxpr for jaxpr in jaxprs if hasattr(jaxpr, "eqns")]

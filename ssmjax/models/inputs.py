@@ -1,4 +1,4 @@
-"""What every image model checks of its input, so that a wrong layout is one clear message and not a trace through a compiler."""
+"""What every image model checks of its input, so that a wrong layout is one clear message."""
 
 import jax.numpy as jnp
 
@@ -23,7 +23,9 @@ def check_images(where: str, images: Array, size: tuple[int, int], channels: int
     b = images.shape[0] if images.ndim == 4 else "b"
     wanted = f"(b, y, x, d) = ({b}, {size[0]}, {size[1]}, {channels})"
     if images.ndim != 4:
-        remedy = "One image? Add the batch axis: images[None]." if images.ndim == 3 else "Images are a batch, channels last."
+        remedy = (
+            "One image? Add the batch axis: images[None]." if images.ndim == 3 else "Images are a batch, channels last."
+        )
     elif images.shape[1:] == (channels, *size) and images.shape[1:] != (*size, channels):
         remedy = "Channels first? Transpose with einops 'b d y x -> b y x d'."
     elif images.shape[3] != channels:

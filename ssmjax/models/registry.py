@@ -1,7 +1,7 @@
 """Models by name.
 
-A family is one module under `ssmjax.models`, named in `_FAMILY_MODULES` and imported on first use; on import it registers its
-family (a configuration class and a module class) and its named sizes.
+A family is one module under `ssmjax.models`, named in `_FAMILY_MODULES` and imported on first use; on import it
+registers its family (a configuration class and a module class) and its named sizes.
 """
 
 import dataclasses
@@ -74,7 +74,13 @@ def register_family(family: Family) -> None:
 
 
 def register_model(name: str, family: str, config: Any) -> None:
-    """Adds a named size of a registered family."""
+    """Adds a named size of a registered family.
+
+    >>> from ssmjax.models.vim import VimConfig
+    >>> register_model("vim_pico", "vim", VimConfig(img_size=8, patch_size=4, d_model=16, depth=2))
+    >>> create_model("vim_pico").config.depth
+    2
+    """
     _models[name] = Model(name, family, config)
 
 
@@ -93,10 +99,10 @@ def create_model(
         name: One of `list_models()`, such as `"vim_tiny"`.
         num_classes: The number of outputs; None keeps that of the named size.
         seed: Determines the initial parameters.
-        dtype: What to compute in, `"float32"` (the default of all named sizes), `"bfloat16"` or `"float16"`. Parameters and
-            logits are float32 in any case.
-        pretrained: A folder written by `save_pretrained`, or a name on the Hugging Face hub: its parameters are loaded, and
-            its configuration is used in place of the named size's.
+        dtype: What to compute in, `"float32"` (the default of all named sizes), `"bfloat16"` or `"float16"`. Parameters
+            and logits are float32 in any case.
+        pretrained: A folder written by `save_pretrained`, or a name on the Hugging Face hub: its parameters are loaded,
+            and its configuration is used in place of the named size's.
         **overrides: Further fields of the family's configuration, such as `img_size=32` or `depth=4`.
 
     Returns:
@@ -122,8 +128,8 @@ def create_model(
     model = hub.load_pretrained(pretrained, **overrides)
     if family_of(model.config) != entry.family:
         raise ValueError(
-            f"create_model: {pretrained!r} holds a {family_of(model.config)} model, and {name!r} is a {entry.family} model. "
-            "Give a name of its own family, or use load_pretrained."
+            f"create_model: {pretrained!r} holds a {family_of(model.config)} model, and {name!r} is a {entry.family} "
+            "model. Give a name of its own family, or use load_pretrained."
         )
     return model
 
@@ -149,7 +155,7 @@ def build(family: str, config: Any, *, seed: int = 0) -> nnx.Module:
     def parameters(key):
         return nnx.state(make(config, rngs=nnx.Rngs(params=key)))
 
-    # One program in place of about 50 small ones. It runs once, so on a CPU most of the compiler's work would be wasted:
+    # One program in place of about 50 small ones. It runs once, so most of the compiler's work would be wasted;
     # without it the wait is a third.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return nnx.merge(definition, jax.jit(parameters, compiler_options=options)(key))

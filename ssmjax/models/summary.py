@@ -24,7 +24,8 @@ def count_parameters(model: nnx.Module) -> int:
 def summary(model: nnx.Module, input_shape: Sequence[int], input_dtype: Any = jnp.float32) -> str:
     """A table of a model's parameters by module, with the output shape, totals and an estimate of the operations.
 
-    Nothing is computed: the model is only traced. Stacked blocks show the number of blocks as the first axis of a shape.
+    Nothing is computed: the model is only traced. Stacked blocks show the number of blocks as the first axis of a
+    shape.
 
     Args:
         model: Any Flax NNX module that is called with one array.
@@ -36,10 +37,10 @@ def summary(model: nnx.Module, input_shape: Sequence[int], input_dtype: Any = jn
 
     >>> print(summary(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), (4, 2)))
     Linear: (4, 2) float32 -> (4, 3) float32
-    module      parameters                  number
-    --------  ------------------------------------
-    Linear    bias (3)  kernel (2, 3)            9
-    --------  ------------------------------------
+    module  parameters               number
+    ------  -------------------------------
+    Linear  bias (3)  kernel (2, 3)       9
+    ------  -------------------------------
     9 parameters (0.0 MB), 0.0 million floating-point operations for a forward pass of this shape
     """
     definition, state = nnx.split(model)
@@ -63,8 +64,8 @@ def summary(model: nnx.Module, input_shape: Sequence[int], input_dtype: Any = jn
             rule,
             *(f"{path:{left}}  {shapes:{middle}}  {number:>{right},}" for path, shapes, number in rows),
             rule,
-            f"{total:,} parameters ({size / 1e6:.1f} MB), {count_flops(run, state, x) / 1e6:,.1f} million floating-point "
-            "operations for a forward pass of this shape",
+            f"{total:,} parameters ({size / 1e6:.1f} MB), {count_flops(run, state, x) / 1e6:,.1f} million "
+            "floating-point operations for a forward pass of this shape",
         ]
     )
 

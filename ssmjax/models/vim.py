@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
-from ssmjax import errors
 from ssmjax.layers.bimamba import BiMamba
 from ssmjax.layers.drop_path import drop_path, drop_path_rates, dropout
 from ssmjax.layers.norms import add_norm, make_norm
@@ -27,6 +26,7 @@ from ssmjax.shapes import Array, Float, PRNGKey, Tokens
 __all__ = ["Vim", "VimBlock", "VimConfig"]
 
 
+@no_type_check
 @dataclasses.dataclass(frozen=True)
 class VimConfig:
     """Everything that makes a Vim; the defaults are those of Vim-tiny. The original's names are in brackets.
@@ -46,27 +46,30 @@ class VimConfig:
         dt_rank: The rank of the step-size projection; None means `ceil(d_model / 16)`.
         bidirectional: The mixer, `"v2"`, `"v1"` or `"none"` (see `BiMamba`) [`bimamba_type`].
         divide_out: Whether a `"v2"` mixer halves the sum of its directions [`if_divide_out`].
-        alternate_layers: Blocks in pairs of which the second reads the flipped sequence; both get the same input, and the
-            sum of their outputs goes on [`if_bidirectional`].
-        class_token: Where the class token stands: `"middle"`, `"head"`, `"double"` (one at each end, averaged) or `"none"`
-            [`if_cls_token`, `use_middle_cls_token`, `use_double_cls_token`].
-        pool: What is read where there is no class token: the `"last"` token, the `"mean"` of all, the `"max"` of the logits of
-            all, or `"all"` of them [`final_pool_type`, where `"none"` means the last].
+        alternate_layers: Blocks in pairs of which the second reads the flipped sequence; both get the same input, and
+            the sum of their outputs goes on [`if_bidirectional`].
+        class_token: Where the class token stands: `"middle"`, `"head"`, `"double"` (one at each end, averaged) or
+            `"none"` [`if_cls_token`, `use_middle_cls_token`, `use_double_cls_token`].
+        pool: What is read where there is no class token: the `"last"` token, the `"mean"` of all, the `"max"` of the
+            logits of all, or `"all"` of them [`final_pool_type`, where `"none"` means the last].
         pos_embed: Whether a learned position embedding is added [`if_abs_pos_embed`].
         rope: Whether the input of every block is turned by its place in the grid [`if_rope`].
         rope_residual: Whether the residual stream is turned too [`if_rope_residual`].
         rope_pretrained_side: The side of the grid whose range positions are scaled to; None means the grid's own
             [`pt_hw_seq_len`].
-        rope_skips: `"class"`: class tokens are not turned, wherever they stand. `"first"`: the original's rule, which takes the
-            first token of an odd number for the class token; it differs where the class token is in the middle.
+        rope_skips: `"class"`: class tokens are not turned, wherever they stand. `"first"`: the original's rule, which
+            takes the first token of an odd number for the class token; it differs where the class token is in the
+            middle.
         norm: `"rms"` or `"layer"` [`rms_norm`].
         norm_eps: Added to the variance [`norm_epsilon`].
-        layer_scale: The initial value of a learned factor on the output of each mixer; None for no factor [`init_layer_scale`].
+        layer_scale: The initial value of a learned factor on the output of each mixer; None for no factor
+            [`init_layer_scale`].
         float32_residual: Whether the residual stream is float32 under any compute dtype [`residual_in_fp32`].
         drop_rate: The dropout after the position embedding.
-        drop_path_rate: The stochastic depth of the last block; see `drop_path_rates`. The published recipes use 0 for Vim-tiny
-            and 0.05 for Vim-small.
-        scan_together: Whether both directions of a mixer run as one scan of twice the channels, see `BiMamba`; for speed only.
+        drop_path_rate: The stochastic depth of the last block; see `drop_path_rates`. The published recipes use 0 for
+            Vim-tiny and 0.05 for Vim-small.
+        scan_together: Whether both directions of a mixer run as one scan of twice the channels, see `BiMamba`; for
+            speed only.
         dtype: What to compute in. Parameters, scans, norms and logits are float32 in any case.
         unroll_layers: A Python loop over the blocks in place of a scan; compile time then grows with the depth.
         remat: Whether the backward pass recomputes the inside of each block, to save memory.
@@ -209,8 +212,8 @@ class VimBlock(nnx.Module):
 class Vim(nnx.Module):
     """Vision Mamba: patches, a class token, position embedding, `depth` blocks, a final norm and a linear head.
 
-    Initial values: `pos_embed`, class tokens and head normal with standard deviation 0.02 (the original's truncation, at 100
-    deviations, has no effect), patch convolution LeCun normal, the blocks as `BiMamba` with `out_proj` scaled by
+    Initial values: `pos_embed`, class tokens and head normal with standard deviation 0.02 (the original's truncation,
+    at 100 deviations, has no effect), patch convolution LeCun normal, the blocks as `BiMamba` with `out_proj` scaled by
     `1 / sqrt(depth)`.
 
     Args:
@@ -250,7 +253,7 @@ class Vim(nnx.Module):
             key: The random key; needed with `train=True` where one of the two rates is above 0.
 
         Returns:
-            (b num_classes) float32. With `pool="all"` and no class token (b l num_classes); without a head, the features.
+            (b num_classes) float32. With `pool="all"` and no class token (b l num_classes). Without a head, features.
 
         Raises:
             ValueError: The images have another layout, size or dtype, or the key is missing.
@@ -272,7 +275,7 @@ class Vim(nnx.Module):
             key: The random key.
 
         Returns:
-            (b d) float32. With `pool="max"` or `"all"` and no class token (b l d): there the head comes before the pooling.
+            (b d) float32. With `pool="max"` or `"all"` and no class token (b l d): the head comes before that pooling.
         """
         config = self.config
         hidden, residual = self._run(images, train, key)
@@ -294,8 +297,8 @@ class Vim(nnx.Module):
         train = train and max(config.drop_rate, config.drop_path_rate) > 0
         if train and key is None:
             raise ValueError(
-                f"Vim: train=True with drop_rate={config.drop_rate} and drop_path_rate={config.drop_path_rate} needs a random "
-                "key: model(images, train=True, key=jax.random.key(0))."
+                f"Vim: train=True with drop_rate={config.drop_rate} and drop_path_rate={config.drop_path_rate} "
+                "needs a random key: model(images, train=True, key=jax.random.key(0))."
             )
         hidden = self._embed(images)
         keys = jax.random.split(key, config.depth + 2) if train else None
@@ -374,7 +377,7 @@ register_family(
         VimConfig,
         Vim,
         input_shape=lambda config, batch: (batch, *config.size, config.in_channels),
-        tiny={"img_size": 16, "patch_size": 8, "d_model": 16, "depth": 2, "d_state": 4},
+        tiny={"num_classes": 5, "img_size": 16, "patch_size": 8, "d_model": 16, "depth": 2, "d_state": 4},
     )
 )
 register_model("vim_tiny", "vim", VimConfig())

@@ -21,7 +21,9 @@ def require_dtype(where: str, arrays: Mapping[str, Any], kind: type, wanted: str
     """
     for name, v in arrays.items():
         if v is not None and not (hasattr(v, "dtype") and jnp.issubdtype(v.dtype, kind)):
-            raise errors.bad_shape(where, name, v, f"{wanted} array", f"Convert it, e.g. with jnp.asarray({name}, ...).")
+            raise errors.bad_shape(
+                where, name, v, f"{wanted} array", f"Convert it, e.g. with jnp.asarray({name}, ...)."
+            )
 
 
 def require_shape(where: str, name: str, v: Any, letters: str, sizes: Sequence[int], remedy: str = "") -> None:

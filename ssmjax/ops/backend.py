@@ -1,9 +1,9 @@
 """Which implementation of an op runs: names, the choice, and the record of what was chosen and why.
 
-`"auto"` takes the first implementation, in the op's own order of preference, that supports the call. A *named* one works or
-raises. The name comes from the call, else from the innermost `use_implementation` block, else from the environment variable
-`SSMJAX_IMPLEMENTATION`, else it is `"auto"`. The choice is made while JAX traces, so a function that is already compiled
-keeps the implementation it was compiled with.
+`"auto"` takes the first implementation, in the op's own order of preference, that supports the call. A *named* one
+works or raises. The name comes from the call, else from the innermost `use_implementation` block, else from the
+environment variable `SSMJAX_IMPLEMENTATION`, else it is `"auto"`. The choice is made while JAX traces, so a function
+that is already compiled keeps the implementation it was compiled with.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ class Op:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """One answered question "which implementation?": the op, what was asked, where that came from, the answer, and why."""
+    """One answer to "which implementation?": the op, what was asked and where, what was chosen and why."""
 
     op: str
     requested: str
@@ -150,7 +150,9 @@ def resolve(op: str, implementation: str, available: Mapping[str, Support], deta
             raise NotImplementedError(f"{op}: no implementation takes this call ({refusals}).")
         reason = refusals or "first choice"
     else:
-        failed = available.get(requested, f"{op} has no {requested!r} implementation yet (it has {', '.join(available)})")
+        failed = available.get(
+            requested, f"{op} has no {requested!r} implementation yet (it has {', '.join(available)})"
+        )
         if failed is not None:
             raise NotImplementedError(
                 f"{op}: implementation {requested!r} ({source}) cannot run this call: {failed}. 'auto' always works."

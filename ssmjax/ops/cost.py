@@ -1,4 +1,4 @@
-"""The unit in which the ops state what they cost. XLA's own `cost_analysis` counts the body of a loop once, whatever its length."""
+"""The unit in which the ops state what they cost: XLA's `cost_analysis` counts a loop's body once, however long."""
 
 import dataclasses
 

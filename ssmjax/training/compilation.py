@@ -24,6 +24,9 @@ def enable_compilation_cache(directory: str | Path | None = None) -> Path:
 
     Returns:
         The folder.
+
+    >>> enable_compilation_cache() == Path(jax.config.jax_compilation_cache_dir)
+    True
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssmjax" / "xla"
     chosen = Path(directory or jax.config.jax_compilation_cache_dir or default)

@@ -29,6 +29,11 @@ def classification_sums(model: Any, batch: Batch) -> Metrics:
     Returns:
         `count`, `loss`, `accuracy` (how many are right) and `confusion` (v v): how many of each true class (rows) were
         taken for each class (columns).
+
+    >>> batch = {"image": jnp.eye(3), "label": jnp.array([0, 1, 0])}
+    >>> sums = classification_sums(lambda images: images, batch)
+    >>> int(sums["accuracy"]), sums["confusion"].tolist()
+    (2, [[1, 0, 1], [0, 1, 0], [0, 0, 0]])
     """
     logits = model(batch["image"])
     labels, classes = batch["label"], logits.shape[-1]

@@ -70,6 +70,8 @@ def check_finite(step: int, metrics: Mapping[str, int | float], max_bad_steps: i
 
     Raises:
         TrainingDiverged: There were so many.
+
+    >>> check_finite(100, {"loss": 0.5, "bad_steps": 2, "bad_streak": 1}, max_bad_steps=10)
     """
     streak = int(metrics["bad_streak"])
     if streak < max_bad_steps:

@@ -35,7 +35,7 @@ class Journal:
         self, recorder: Recorder, start: int, steps: int, *, max_bad_steps: int, progress: bool, unit: str
     ) -> None:
         self._recorder, self._max_bad_steps, self._unit = recorder, max_bad_steps, unit
-        self._pending: tuple[int, Metrics, float] | None = None
+        self._pending: tuple[int, Metrics] | None = None
         self._examples = 0
         self._clock: tuple[int, float] | None = None
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=not progress, dynamic_ncols=True)
@@ -52,12 +52,7 @@ class Journal:
     def log(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step to be recorded, and records those taken before."""
         self.flush()
-        rate, now = math.nan, time.perf_counter()  # no rate for the first record: it would count the compilation
-        if self._clock is not None:
-            before, since = self._clock
-            rate = round(self._examples * (step - before) / (now - since), 1)
-        self._clock = (step, now)
-        self._pending = (step, metrics, rate)
+        self._pending = (step, metrics)
 
     def flush(self) -> None:
         """Records what is pending.
@@ -67,8 +62,14 @@ class Journal:
         """
         if self._pending is None:
             return
-        (step, metrics, rate), self._pending = self._pending, None
+        (step, metrics), self._pending = self._pending, None
         values = self._fetch(step, metrics)
+        # The clock is read when a step is done, not when it was dispatched, which may be long before.
+        rate, now = math.nan, time.perf_counter()  # no rate for the first record: it would count the compilation
+        if self._clock is not None:
+            before, since = self._clock
+            rate = round(self._examples * (step - before) / (now - since), 1)
+        self._clock = (step, now)
         self._recorder.write("train", step, {**values, f"{self._unit}_per_second": rate})
         speed = "" if math.isnan(rate) else f", {rate:,.0f} {self._unit}/s"
         bad = f", {values['bad_steps']} bad steps" if values["bad_steps"] else ""

@@ -20,6 +20,12 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
     Returns:
         The records, oldest first; values that are not finite are NaN.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
+    >>> _ = path.write_text('{"kind": "train", "step": 1, "loss": 0.5}\\n{"kind": "tr')
+    >>> read_records(path)
+    [{'kind': 'train', 'step': 1, 'loss': 0.5}]
     """
     records = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():

@@ -37,7 +37,9 @@ def test_s4d_real_log():
     np.testing.assert_array_equal(np.exp(init.s4d_real_log(16)).round(12), np.arange(1, 17))
 
 
-@pytest.mark.parametrize(("draw", "bound"), [(init.uniform(0.3), 0.3), (init.fan_in_uniform(), 0.1), (init.fan_in_uniform(0.5), 0.05)])
+@pytest.mark.parametrize(
+    ("draw", "bound"), [(init.uniform(0.3), 0.3), (init.fan_in_uniform(), 0.1), (init.fan_in_uniform(0.5), 0.05)]
+)
 def test_uniform_bounds_and_spread(key, draw, bound):
     x = draw(key, (100, 200), jnp.float32)
     assert float(abs(x).max()) <= bound

@@ -1,18 +1,11 @@
 """Mamba mixers as loops over time in float64 numpy, straight from the equations; nothing shared with the library."""
 
-import jax
 import numpy as np
 from flax import nnx
 
 
 def parameters(layer) -> dict:
     return {".".join(map(str, path)): np.asarray(x[...], np.float64) for path, x in nnx.to_flat_state(nnx.state(layer))}
-
-
-def apply(layer, *args, **kwargs):
-    """The layer's output under jit, which compiles once where eager execution compiles every operation."""
-    definition, state = nnx.split(layer)
-    return jax.jit(lambda state, args, kwargs: nnx.merge(definition, state)(*args, **kwargs))(state, args, kwargs)
 
 
 def silu(x):

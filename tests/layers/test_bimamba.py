@@ -8,14 +8,14 @@ import pytest
 from flax import nnx
 
 from ssmjax.layers import BiMamba, Mamba
-from tests.layers import oracle
-from tests.layers.test_mamba import MASKS, D, lively, sequence
+from tests.layers import oracle, quick
+from tests.layers.test_mamba import MASKS, D, sequence
 
 VARIANTS = ["none", "v1", "v2"]
 
 
 def make(**options):
-    return lively(BiMamba(D, d_state=4, **options, rngs=nnx.Rngs(0)), jax.random.key(1))
+    return quick.lively(lambda: BiMamba(D, d_state=4, **options, rngs=nnx.Rngs(0)))
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -24,7 +24,7 @@ def make(**options):
 def test_equals_loops(variant, divide_out, together):
     layer, u = make(variant=variant, divide_out=divide_out, together=together), sequence(9)
     expected = oracle.mixer(layer, u, variant, divide_out).astype(np.float32)
-    chex.assert_trees_all_close(oracle.apply(layer, u), expected, atol=1e-5, rtol=1e-5)
+    chex.assert_trees_all_close(quick.apply(layer, u), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_v2_equals_two_mixers_and_explicit_flips():
@@ -37,13 +37,13 @@ def test_v2_equals_two_mixers_and_explicit_flips():
         mixer.A_log[...] = (layer.A_b_log if suffix else layer.A_log)[...]
         nnx.update(mixer.in_proj, nnx.state(layer.in_proj))
         nnx.update(mixer.out_proj, nnx.state(layer.out_proj))
-    expected = oracle.apply(forward, u) + jnp.flip(oracle.apply(backward, jnp.flip(u, 1)), 1)
-    chex.assert_trees_all_close(oracle.apply(layer, u), expected, atol=1e-5)
+    expected = quick.apply(forward, u) + jnp.flip(quick.apply(backward, jnp.flip(u, 1)), 1)
+    chex.assert_trees_all_close(quick.apply(layer, u), expected, atol=1e-5)
 
 
 def test_one_direction_is_mamba():
     one, both = Mamba(D, d_state=4, rngs=nnx.Rngs(0)), BiMamba(D, variant="none", d_state=4, rngs=nnx.Rngs(0))
-    chex.assert_trees_all_close(oracle.apply(one, sequence(9)), oracle.apply(both, sequence(9)), atol=1e-6)
+    chex.assert_trees_all_close(quick.apply(one, sequence(9)), quick.apply(both, sequence(9)), atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["v1", "v2"])
@@ -52,7 +52,7 @@ def test_gradients_agree_together_and_apart(variant):
     definitions = nnx.graphdef(apart), nnx.graphdef(together)
 
     def gradient(definition):
-        loss = jax.jit(jax.grad(lambda state, u: (nnx.merge(definition, state)(u) ** 2).sum(), (0, 1)))
+        loss = quick.jit(jax.grad(lambda state, u: (nnx.merge(definition, state)(u) ** 2).sum(), (0, 1)))
         return loss(nnx.state(apart), sequence(9))
 
     chex.assert_trees_all_close(gradient(definitions[0]), gradient(definitions[1]), atol=1e-4, rtol=1e-4)
@@ -61,9 +61,12 @@ def test_gradients_agree_together_and_apart(variant):
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_padding_does_not_reach_real_tokens(variant, together):
-    layer, mask = make(variant=variant, use_bias=True, together=together), np.concatenate(list(MASKS.values())).astype(bool)
+    layer, mask = (
+        make(variant=variant, use_bias=True, together=together),
+        np.concatenate(list(MASKS.values())).astype(bool),
+    )
     u = jnp.where(mask[..., None], sequence(9, batch=len(mask)), 1e3)
-    y = oracle.apply(layer, u, mask=mask)
+    y = quick.apply(layer, u, mask=mask)
     for row, real in enumerate(mask):
         if real.any():
             alone = oracle.mixer(layer, u[row : row + 1, real], variant)
@@ -75,7 +78,7 @@ def test_padding_does_not_reach_real_tokens(variant, together):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_packed_sequences_do_not_see_each_other(variant, together):
     layer, u, ids = make(variant=variant, together=together), sequence(9), np.array([[0, 0, 0, 0, 5, 5, 5, 2, 2]] * 2)
-    y = oracle.apply(layer, u, segment_ids=ids)
+    y = quick.apply(layer, u, segment_ids=ids)
     for segment in (0, 5, 2):
         here = ids[0] == segment
         alone = oracle.mixer(layer, u[:, here], variant)

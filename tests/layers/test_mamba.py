@@ -8,23 +8,13 @@ import pytest
 from flax import nnx
 
 from ssmjax.layers import Mamba
-from tests.layers import oracle
+from tests.layers import oracle, quick
 
 D = 6
 
 
-def lively(layer, key):
-    """Random values in every parameter that starts as a constant, so that a swapped or unused one shows."""
-    state = nnx.state(layer)
-    leaves, structure = jax.tree.flatten(state)
-    keys = jax.random.split(key, len(leaves))
-    leaves = [x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    nnx.update(layer, jax.tree.unflatten(structure, leaves))
-    return layer
-
-
 def make(**options):
-    return lively(Mamba(D, d_state=4, **options, rngs=nnx.Rngs(0)), jax.random.key(1))
+    return quick.lively(lambda: Mamba(D, d_state=4, **options, rngs=nnx.Rngs(0)))
 
 
 def sequence(length, batch=2, seed=2):
@@ -36,30 +26,34 @@ def sequence(length, batch=2, seed=2):
 def test_equals_a_loop(options, length):
     layer, u = make(**options), sequence(length)
     expected = oracle.mixer(layer, u).astype(np.float32)
-    chex.assert_trees_all_close(oracle.apply(layer, u), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("cuts", [(1, 4), (0, 3, 3, 8)])
-def test_chunks_equal_the_whole(cuts):
-    layer, u = make(), sequence(9)
-    call = nnx.jit(lambda layer, u, state: layer(u, state=state, return_state=True))
-    whole, last = call(layer, u, None)
-    state, outputs = None, []
-    for chunk in jnp.split(u, cuts, axis=1):
-        y, state = call(layer, chunk, state)
-        outputs.append(y)
-    chex.assert_trees_all_close((jnp.concatenate(outputs, axis=1), state), (whole, last), atol=1e-5)
+    chex.assert_trees_all_close(quick.apply(layer, u), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("d_conv", [1, 4])
-def test_steps_equal_the_whole(d_conv):
+def test_whole_equals_chunks_and_steps(d_conv):
     layer, u = make(d_conv=d_conv), sequence(9)
-    whole, last = layer(u, return_state=True)
-    state, step = layer.init_state(2), nnx.jit(lambda layer, *args: layer.step(*args))
-    for t in range(9):
-        y, state = step(layer, u[:, t], state)
-        chex.assert_trees_all_close(y, whole[:, t], atol=1e-5)
-    chex.assert_trees_all_close(state, last, atol=1e-5)
+    definition, parameters = nnx.split(layer)
+
+    @quick.jit
+    def run(parameters, u):
+        layer = nnx.merge(definition, parameters)
+        whole = layer(u, return_state=True)
+        state, chunks = None, []
+        for chunk in jnp.split(u, [0, 1, 4, 4], axis=1):  # of 0, 1, 3, 0 and 5 tokens
+            y, state = layer(chunk, state=state, return_state=True)
+            chunks.append(y)
+        chunked = jnp.concatenate(chunks, axis=1), state
+
+        def step(state, u):
+            y, state = layer.step(u, state)
+            return state, y
+
+        state, y = jax.lax.scan(step, layer.init_state(2), u.swapaxes(0, 1))
+        return whole, chunked, (y.swapaxes(0, 1), state)
+
+    whole, chunked, stepped = run(parameters, u)
+    chex.assert_trees_all_close(chunked, whole, atol=1e-5)
+    chex.assert_trees_all_close(stepped, whole, atol=1e-5)
 
 
 MASKS = {
@@ -72,13 +66,13 @@ MASKS = {
 
 @pytest.mark.parametrize("continued", [False, True])
 def test_padding_holds_the_state(continued):
-    """The rows under test are padded; the outputs and states wanted come from the same tokens without padding, in numpy."""
+    """The outputs and states wanted come from the same tokens without padding, in numpy."""
     layer, mask = make(use_bias=True), np.concatenate(list(MASKS.values())).astype(bool)
     before = sequence(5, batch=len(mask), seed=3) if continued else jnp.zeros((len(mask), 0, D))
     u = jnp.where(mask[..., None], sequence(9, batch=len(mask)), 1e3)  # what stands in the padding must not matter
     definition, parameters = nnx.split(layer)
 
-    @jax.jit
+    @quick.jit
     def run(parameters, before, u, mask):
         layer = nnx.merge(definition, parameters)
         state = layer(before, return_state=True)[1] if continued else None
@@ -96,9 +90,9 @@ def test_padding_holds_the_state(continued):
 
 def test_padding_has_no_gradient():
     layer, u, mask = make(use_bias=True), sequence(9), np.array(MASKS["holes"], bool)
-    gradient = jax.jit(jax.grad(lambda u: (layer(u, mask=mask) ** 2).sum()))(u)
+    gradient = quick.jit(jax.grad(lambda u: (layer(u, mask=mask) ** 2).sum()))(u)
     assert not gradient[~mask].any()
-    alone = jax.jit(jax.grad(lambda u: (layer(u) ** 2).sum()))(u[:1, mask[0]])
+    alone = quick.jit(jax.grad(lambda u: (layer(u) ** 2).sum()))(u[:1, mask[0]])
     chex.assert_trees_all_close(gradient[0, mask[0]], alone[0], atol=1e-5)
 
 
@@ -106,7 +100,7 @@ def test_padding_has_no_gradient():
 def test_packed_sequences_do_not_see_each_other(mask):
     layer, u, ids = make(), sequence(9), np.array([[4, 4, 4, 4, 4, 7, 7, 7, 1]] * 2)
     mask = None if mask is None else np.array(mask, bool)
-    y = oracle.apply(layer, u, segment_ids=ids, mask=mask)
+    y = quick.apply(layer, u, segment_ids=ids, mask=mask)
     for segment in (4, 7, 1):
         here = (ids[0] == segment) & (True if mask is None else mask[0])
         alone = oracle.mixer(layer, u[:, here])
@@ -115,7 +109,9 @@ def test_packed_sequences_do_not_see_each_other(mask):
 
 def test_the_state_is_float32_under_bfloat16():
     layer = Mamba(D, d_state=4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    y, state = layer(sequence(5).astype(jnp.bfloat16), return_state=True)
+    definition, parameters = nnx.split(layer)
+    run = quick.jit(lambda parameters, u: nnx.merge(definition, parameters)(u, return_state=True))
+    y, state = run(parameters, sequence(5).astype(jnp.bfloat16))
     assert (y.dtype, state.conv.dtype, state.ssm.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, layer.init_state(2))
 
@@ -127,8 +123,8 @@ def test_the_state_has_a_gradient():
         first, state = layer(u[:, :4], return_state=True)
         return (first**2).sum() + (layer(u[:, 4:], state=state) ** 2).sum()
 
-    whole = jax.jit(jax.grad(lambda u: (layer(u) ** 2).sum()))(u)
-    chex.assert_trees_all_close(jax.jit(jax.grad(loss))(u), whole, atol=1e-5)
+    whole = quick.jit(jax.grad(lambda u: (layer(u) ** 2).sum()))(u)
+    chex.assert_trees_all_close(quick.jit(jax.grad(loss))(u), whole, atol=1e-5)
 
 
 def test_initial_values():

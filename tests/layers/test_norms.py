@@ -50,4 +50,6 @@ def test_the_residual_keeps_what_the_compute_dtype_would_lose():
 def test_gradient_at_zero_is_finite():
     for norm in (RMSNorm(4), LayerNorm(4)):
         definition, state = nnx.split(norm)
-        chex.assert_tree_all_finite(jax.grad(lambda x, d=definition, s=state: nnx.merge(d, s)(x).sum())(jnp.zeros((2, 4))))
+        chex.assert_tree_all_finite(
+            jax.grad(lambda x, d=definition, s=state: nnx.merge(d, s)(x).sum())(jnp.zeros((2, 4)))
+        )

@@ -10,7 +10,9 @@ from flax import nnx
 from ssmjax.layers import ConvStem, PatchEmbed
 
 
-@pytest.mark.parametrize(("size", "patch", "stride", "grid"), [((8, 12), 4, None, (2, 3)), ((8, 8), 4, 2, (3, 3)), ((9, 11), 4, 4, (2, 2))])
+@pytest.mark.parametrize(
+    ("size", "patch", "stride", "grid"), [((8, 12), 4, None, (2, 3)), ((8, 8), 4, 2, (3, 3)), ((9, 11), 4, 4, (2, 2))]
+)
 def test_tokens_are_patches_in_row_major_order(key, size, patch, stride, grid):
     embed = PatchEmbed(5, patch_size=patch, stride=stride, rngs=nnx.Rngs(0))
     images = jax.random.normal(key, (2, *size, 3))
@@ -23,9 +25,13 @@ def test_tokens_are_patches_in_row_major_order(key, size, patch, stride, grid):
             chex.assert_trees_all_close(tokens[:, i * grid[1] + j], cut @ kernel, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "stride", "grid"), [((8, 12), 4, (2, 3)), ((9, 7), 2, (5, 4)), ((28, 28), 8, (4, 4)), ((1, 1), 4, (1, 1))])
+@pytest.mark.parametrize(
+    ("size", "stride", "grid"), [((8, 12), 4, (2, 3)), ((9, 7), 2, (5, 4)), ((28, 28), 8, (4, 4)), ((1, 1), 4, (1, 1))]
+)
 def test_conv_stem_rounds_sizes_up(size, stride, grid):
-    out = jax.eval_shape(lambda x: ConvStem(8, stride=stride, in_channels=1, rngs=nnx.Rngs(0))(x), jnp.ones((2, *size, 1)))
+    stem = nnx.eval_shape(lambda: ConvStem(8, stride=stride, in_channels=1, rngs=nnx.Rngs(0)))
+    definition, state = nnx.split(stem)
+    out = jax.eval_shape(lambda state, x: nnx.merge(definition, state)(x), state, jnp.ones((2, *size, 1)))
     chex.assert_shape(out, (2, grid[0] * grid[1], 8))
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 from ssmjax import layers
 from ssmjax.layers.registry import registered_layers
+from tests.layers import quick
 
 CASES = [(entry.name, entry) for entry in registered_layers()]
 
@@ -25,7 +26,7 @@ class EveryLayerTest(chex.TestCase):
         definition, state = nnx.split(entry.build(jnp.bfloat16, nnx.Rngs(0)))
         x = entry.example(jax.random.key(1), jnp.bfloat16)
 
-        @jax.jit
+        @quick.jit
         def run(state, x):
             out, pull_back = jax.vjp(lambda state, x: nnx.merge(definition, state)(x), state, x)
             return out, pull_back(out)
@@ -45,5 +46,9 @@ def _check(out, entry, dtype):
 
 
 def test_every_module_of_the_package_is_registered():
-    modules = {name for name in layers.__all__ if isinstance(getattr(layers, name), type) and issubclass(getattr(layers, name), nnx.Module)}
+    modules = {
+        name
+        for name in layers.__all__
+        if isinstance(getattr(layers, name), type) and issubclass(getattr(layers, name), nnx.Module)
+    }
     assert modules == {entry.name.split("(")[0] for entry in registered_layers()}

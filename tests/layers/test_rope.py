@@ -15,7 +15,9 @@ def test_turns_pairs_as_complex_numbers(key):
     pairs = np.asarray(x[..., ::2]) + 1j * np.asarray(x[..., 1::2])
     turned = pairs * np.exp(1j * angles)
     y = apply_rope(x, angles)
-    chex.assert_trees_all_close(np.asarray(y[..., ::2]) + 1j * np.asarray(y[..., 1::2]), turned.astype(np.complex64), atol=1e-6)
+    chex.assert_trees_all_close(
+        np.asarray(y[..., ::2]) + 1j * np.asarray(y[..., 1::2]), turned.astype(np.complex64), atol=1e-6
+    )
 
 
 def test_angles_by_row_and_column():

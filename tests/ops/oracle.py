@@ -48,7 +48,7 @@ def selective_scan(
 
     back = 1 if reverse else -1
     for i in range(b):
-        for t in range(l)[::back * -1]:
+        for t in range(l)[:: back * -1]:
             if segment_ids is not None and 0 <= t + back < l and segment_ids[i, t + back] != segment_ids[i, t]:
                 h[i] = 0
             for c in range(e):
@@ -63,7 +63,7 @@ def selective_scan(
 def causal_conv1d(x, weight, bias=None, activation=None, state=None, segment_ids=None, reverse=False):
     """y (b l e)."""
     x, weight = _wide(x), _wide(weight)
-    (b, l, e), k = x.shape, weight.shape[0]
+    (b, l, _), k = x.shape, weight.shape[0]
     y = np.zeros_like(x) if bias is None else np.zeros_like(x) + _wide(bias)
     for i in range(b):
         for t in range(l):
@@ -91,7 +91,9 @@ def scan_problem(l, *, b=2, e=4, n=3, groups=None, complex_A=False, complex_BC=N
         return real(*shape) + (1j * real(*shape) if wanted else 0)
 
     def matrix(name):
-        return maybe_complex(complex_BC, *((e, n) if name in fixed else (b, l, n) if groups is None else (b, l, groups, n)))
+        return maybe_complex(
+            complex_BC, *((e, n) if name in fixed else (b, l, n) if groups is None else (b, l, groups, n))
+        )
 
     A = -np.exp(0.5 * real(e, n)) + (1j * real(e, n) if complex_A else 0)
     return {

@@ -36,7 +36,9 @@ def test_context_for_some_ops_only():
 def test_a_named_implementation_never_falls_back():
     with pytest.raises(NotImplementedError, match="selective_scan has no 'pallas_triton' implementation yet"):
         backend.resolve("selective_scan", "pallas_triton", BOTH)
-    with pytest.raises(NotImplementedError, match="pallas_triton.*use_implementation.*needs compute capability 8.0, got 7.5"):
+    with pytest.raises(
+        NotImplementedError, match="pallas_triton.*use_implementation.*needs compute capability 8.0, got 7.5"
+    ):
         with ops.use_implementation("pallas_triton"):
             backend.resolve("op", "auto", {"pallas_triton": "needs compute capability 8.0, got 7.5", **BOTH})
     with pytest.raises(NotImplementedError, match="no implementation takes this call"):

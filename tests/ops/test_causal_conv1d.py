@@ -27,7 +27,9 @@ def ids_of(b, l):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("l", "k", "activation"), [(1, 4, None), (2, 4, "silu"), (3, 4, None), (37, 4, "silu"), (5, 1, "silu")])
+@pytest.mark.parametrize(
+    ("l", "k", "activation"), [(1, 4, None), (2, 4, "silu"), (3, 4, None), (37, 4, "silu"), (5, 1, "silu")]
+)
 def test_values_and_gradients(l, k, activation, packed, reverse):
     p, ids = problem(l, k), ids_of(2, l) if packed else None
     run = functools.partial(ops.causal_conv1d, activation=activation, segment_ids=ids, reverse=reverse)
@@ -63,7 +65,9 @@ def test_carried_state_equals_whole(cuts, reverse):
 
 def test_gradients_through_the_returned_state():
     p = problem(2, 4)
-    y, vjp = jax.vjp(lambda x, state: ops.causal_conv1d(x, p["weight"], state=state, return_state=True)[1], p["x"], p["state"])
+    y, vjp = jax.vjp(
+        lambda x, state: ops.causal_conv1d(x, p["weight"], state=state, return_state=True)[1], p["x"], p["state"]
+    )
     np.testing.assert_array_equal(y, np.concatenate([p["state"][:, 2:], p["x"]], axis=1))
     dx, dstate = vjp(jnp.ones_like(y))
     np.testing.assert_array_equal(dx, np.ones_like(dx))

@@ -45,7 +45,11 @@ def test_values_and_gradients(l, kind):
     reverse = l % 2 == 0
     run = functools.partial(ops.linear_scan, reverse=reverse, return_state=True)
     outputs, grads = outputs_and_grads(run, args)
-    chex.assert_trees_all_close(outputs, tuple(map(np.complex64 if kind != "real" else np.float32, oracle.linear_scan(*args, reverse))), atol=1e-5)
+    chex.assert_trees_all_close(
+        outputs,
+        tuple(map(np.complex64 if kind != "real" else np.float32, oracle.linear_scan(*args, reverse))),
+        atol=1e-5,
+    )
     wanted = outputs_and_grads(functools.partial(run, implementation="reference"), args)
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, args)
     chex.assert_trees_all_close((outputs, grads), wanted, rtol=1e-5, atol=2e-5)

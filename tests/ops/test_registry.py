@@ -1,4 +1,4 @@
-"""Every registered op with each of its implementations: shapes, dtypes, finite values; the same with and without jit."""
+"""Every registered op with each of its implementations: shapes, dtypes, finite values, with and without jit."""
 
 import chex
 import jax

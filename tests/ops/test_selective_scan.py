@@ -1,4 +1,4 @@
-"""The selective scan: values against float64 loops, all gradients against autodiff of the reference, and its options."""
+"""The selective scan: values against float64 loops, gradients against autodiff of the reference, its options."""
 
 import functools
 
@@ -48,7 +48,9 @@ def value_and_grads(run, problem, ids, reverse):
         real = jnp.concatenate([state.real, state.imag], axis=-1) if jnp.iscomplexobj(state) else state
         return (y * weights).sum() + jnp.sin(real).sum(), (y, state)
 
-    (_, outputs), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(problem)
+    # Half the compile time; the tests of the public function compile as users do.
+    quick = {"xla_backend_optimization_level": 0}
+    (_, outputs), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=quick)(problem)
     return outputs, grads
 
 
@@ -67,8 +69,8 @@ def test_lengths(l):
     problem, reverse = scan_problem(l), l % 2 == 0
     ids = segments(2, l) if l % 3 else None
     wanted = value_and_grads(selective_scan_reference, problem, ids, reverse)
-    for knobs in FORMS.values():
-        got = value_and_grads(functools.partial(selective_scan_xla, **knobs), problem, ids, reverse)
+    for name in ("sequential", "chunked"):
+        got = value_and_grads(functools.partial(selective_scan_xla, **FORMS[name]), problem, ids, reverse)
         assert_close(got, wanted)
 
 
@@ -86,7 +88,9 @@ def test_variants(variant):
 @pytest.mark.parametrize("l", [63, 65, 2 * 64 + 37])
 def test_public_function_at_its_own_chunk(l):
     problem, ids = scan_problem(l), segments(2, l)
-    y, state = jax.jit(functools.partial(ops.selective_scan, dt_softplus=True, return_state=True))(**problem, segment_ids=ids)
+    y, state = jax.jit(functools.partial(ops.selective_scan, dt_softplus=True, return_state=True))(
+        **problem, segment_ids=ids
+    )
     assert_close((y, state), oracle.selective_scan(**problem, dt_softplus=True, segment_ids=ids))
 
 

@@ -26,28 +26,30 @@ def causal_conv1d(
     reverse: bool = False,
     implementation: str = "auto",
 ) -> Expanded | tuple[Expanded, Float[jax.Array, "b _ e"]]:
-    """A short causal depthwise convolution, the one in front of every selective scan (Gu & Dao 2023, arXiv:2312.00752, fig. 3).
+    """The short causal depthwise convolution in front of a selective scan (Gu & Dao 2023, arXiv:2312.00752, fig. 3).
 
         y_t = act(sum_i weight_i x_{t-(k-1)+i} + bias)
 
-    The last tap is the position's own. Accumulated in float32 whatever the inputs' dtype; deterministic. All float arguments
-    have gradients, and so has the returned state. One decoding step is a call with l = 1 and `state`.
+    The last tap is the position's own. Accumulated in float32 whatever the inputs' dtype; deterministic. All float
+    arguments have gradients, and so has the returned state. One decoding step is a call with l = 1 and `state`.
 
     Args:
         x: Input, (b l e). Channels are last; the CUDA op takes (b e l).
         weight: Taps, (k e).
         bias: (e).
         activation: `"silu"` or None.
-        state: The k-1 inputs before the first position, (b k-1 e), oldest first; zero by default. With `reverse` the k-1
-            inputs after the last position, nearest first (in order of position in both cases).
+        state: The k-1 inputs before the first position, (b k-1 e), oldest first; zero by default. With `reverse` the
+            k-1 inputs after the last position, nearest first (in order of position in both cases).
         segment_ids: Packed sequences, (b l) int: a tap counts only if no id changes between it and its position.
             `state` belongs to the segment of the position next to it.
         return_state: Also returns the state for the call that continues this one.
-        reverse: Anti-causal: y_t = act(sum_i weight_i x_{t+(k-1)-i} + bias), as if x were flipped along l, and y flipped back.
+        reverse: Anti-causal: y_t = act(sum_i weight_i x_{t+(k-1)-i} + bias), as if x were flipped along l, and y
+            flipped back.
         implementation: See `ssmjax.ops.use_implementation`.
 
     Returns:
-        y, (b l e) in the dtype of `x`; with `return_state` a pair of y and the state, (b k-1 e) in the dtype of `state`, else of `x`.
+        y, (b l e) in the dtype of `x`; with `return_state` a pair of y and the state, (b k-1 e) in the dtype of
+        `state`, else of `x`.
 
     Raises:
         ValueError: An argument has the wrong shape or dtype, or the activation or implementation is unknown.

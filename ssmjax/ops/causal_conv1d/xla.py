@@ -85,7 +85,7 @@ def _pre_activation(center, window, weight, bias, run):
 
 
 def _taps(center, window, run, k):
-    """The k shifted views (b l e) of the window in float32, each with where it counts (b l 1) or None for everywhere."""
+    """The k shifted views (b l e) of the window in float32, each with where it counts (b l 1), None for everywhere."""
     l = window.shape[1] - k + 1
     for o in range(k):
         same = None if run is None else (run[:, o : o + l] == run[:, center : center + l])[..., None]

@@ -27,21 +27,23 @@ def linear_scan(
 
         h_t = a_t h_{t-1} + x_t
 
-    A scan of associative pairs (Blelloch 1990; Martin & Cundy 2018, arXiv:1709.04057, section 2). Computed in float32 or complex64
-    at least, and deterministic: one step after the other on a CPU, by `jax.lax.associative_scan` elsewhere, with complex
-    numbers as pairs of reals. All array arguments have gradients; the backward pass is the same scan against time and
-    keeps `a` and the result.
+    A scan of associative pairs (Blelloch 1990; Martin & Cundy 2018, arXiv:1709.04057, section 2). Computed in float32
+    or complex64 at least, and deterministic: one step after the other on a CPU, by `jax.lax.associative_scan`
+    elsewhere, with complex numbers as pairs of reals. All array arguments have gradients; the backward pass is the same
+    scan against time and keeps `a` and the result.
 
     Args:
         a: Decays, (b l *f), real or complex.
         x: Inputs, (b l *f), of the same shape, real or complex.
-        h0: State before the first step (with `reverse`, after the last), (b *f); zero by default. Complex only if a or x is.
+        h0: State before the first step (with `reverse`, after the last), (b *f); zero by default. Complex only if a or
+            x is.
         reverse: Runs against time: h_t = a_t h_{t+1} + x_t.
         return_state: Also returns the last state.
         implementation: See `ssmjax.ops.use_implementation`.
 
     Returns:
-        h, (b l *f), in the dtype that `a` and `x` promote to; with `return_state` a pair of h and the last state, (b *f), at least float32.
+        h, (b l *f), in the dtype that `a` and `x` promote to; with `return_state` a pair of h and the last state, (b
+        *f), at least float32.
 
     Raises:
         ValueError: An argument has the wrong shape or dtype, or the implementation is unknown.
@@ -55,7 +57,9 @@ def linear_scan(
     available = dict.fromkeys(IMPLEMENTATIONS)
     if 0 in x.shape:
         available["xla"] = "an axis has size 0"
-    chosen = backend.resolve("linear_scan", implementation, available, "xla is sequential on CPU, associative elsewhere")
+    chosen = backend.resolve(
+        "linear_scan", implementation, available, "xla is sequential on CPU, associative elsewhere"
+    )
     a, x, h0 = jax.tree.map(jnp.asarray, (a, x, h0))
     h, state = IMPLEMENTATIONS[chosen](a, x, h0, reverse)
     h = h.astype(jnp.promote_types(a.dtype, x.dtype))
@@ -67,7 +71,9 @@ def _check(a, x, h0):
     _checks.require_dtype(where, {"a": a, "x": x, "h0": h0}, jnp.inexact, "a floating or complex")
     if x.ndim < 2:
         raise errors.bad_shape(where, "x", x, "of rank 2 or more, (b l *f)", "Add a batch axis: x[None].")
-    _checks.require_shape(where, "a", a, "(b l *f)", x.shape, "Broadcast a against x first: jnp.broadcast_to(a, x.shape).")
+    _checks.require_shape(
+        where, "a", a, "(b l *f)", x.shape, "Broadcast a against x first: jnp.broadcast_to(a, x.shape)."
+    )
     _checks.require_shape(where, "h0", h0, "(b *f)", (x.shape[0], *x.shape[2:]))
     if jnp.iscomplexobj(h0) and not (jnp.iscomplexobj(a) or jnp.iscomplexobj(x)):
         raise errors.bad_shape(where, "h0", h0, "real when a and x are real", "Make x complex, or take the real part.")
@@ -83,4 +89,6 @@ def _expected(a, x, return_state):
     return jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), jnp.float32)
 
 
-backend.register_op("linear_scan", linear_scan, implementations=tuple(IMPLEMENTATIONS), example=_example, expected=_expected)
+backend.register_op(
+    "linear_scan", linear_scan, implementations=tuple(IMPLEMENTATIONS), example=_example, expected=_expected
+)

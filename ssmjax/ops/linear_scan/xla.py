@@ -64,7 +64,7 @@ def shifted(v: jax.Array, edge: jax.Array, *, against_time: bool) -> jax.Array:
 
 
 def with_carry(a: jax.Array, x: jax.Array, carry: jax.Array, *, reverse: bool) -> jax.Array:
-    """`x` with `a carry` added to the term of the step that comes first, so that a scan from zero starts from `carry`."""
+    """`x` with `a carry` added at the step that comes first, so that a scan from zero starts from `carry`."""
     if reverse:
         return jnp.concatenate([x[:-1], x[-1:] + a[-1:] * carry[None]])
     return jnp.concatenate([x[:1] + a[:1] * carry[None], x[1:]])

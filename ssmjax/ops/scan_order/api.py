@@ -1,7 +1,7 @@
 """Scan orders: permutations of the sequence axis, applied by a gather whose gradient is the inverse gather.
 
-The gradient of a plain gather is a scatter-add, which on a GPU is slower and adds in no fixed order. A permutation needs
-neither: its transpose is the gather with the inverse permutation.
+The gradient of a plain gather is a scatter-add, which on a GPU is slower and adds in no fixed order. A permutation
+needs neither: its transpose is the gather with the inverse permutation.
 """
 
 import dataclasses
@@ -141,7 +141,9 @@ def _check(where, x, order):
     if x.ndim < 2:
         raise errors.bad_shape(where, "x", x, "of rank 2 or more, (b l *d)")
     if x.shape[1] != len(order):
-        raise errors.bad_shape(where, "x", x, f"(b l *d) with l = {len(order)}, the order's length", "A class token is not part of a grid.")
+        raise errors.bad_shape(
+            where, "x", x, f"(b l *d) with l = {len(order)}, the order's length", "A class token is not part of a grid."
+        )
 
 
 def _example(key):

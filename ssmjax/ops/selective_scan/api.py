@@ -36,18 +36,20 @@ def selective_scan(
 
         h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,    y_t = <C_t, h_t> + D x_t,    y_t *= silu(z_t),
 
-    equation 2 of Gu & Dao 2023 (arXiv:2312.00752) with the discretization of their section 3.2 (zero-order hold for A,
-    Euler for B). With a complex A the state is complex and `y_t = 2 Re <C_t, h_t> + D x_t`: of each conjugate pair one is kept.
+    equation 2 of Gu & Dao 2023 (arXiv:2312.00752), made selective as in their algorithm 2: zero-order hold for A
+    (equation 4), Euler for B. With a complex A the state is complex and `y_t = 2 Re <C_t, h_t> + D x_t`: of each
+    conjugate pair one is kept.
 
-    Everything is computed in float32 whatever the inputs' dtype (in float64 if `x` is float64) and is deterministic. All
-    array arguments but `segment_ids` have gradients, and so has the returned state. The backward pass keeps the inputs and
-    one state per chunk of about 64 steps, nothing of size (b l e n).
+    Everything is computed in float32 whatever the inputs' dtype (in float64 if `x` is float64) and is deterministic.
+    All array arguments but `segment_ids` have gradients, and so has the returned state. The backward pass keeps the
+    inputs and one state per chunk of about 64 steps, nothing of size (b l e n).
 
     Args:
         x: Input, (b l e), any float dtype. Channels are last; the CUDA op of the paper takes (b e l).
         dt: Step sizes, (b l e), before bias and softplus.
         A: Decay rates, (e n), negative (negative real part) for a stable system; real or complex.
-        B: Input matrix: per step (b l n), per step and group of e/g channels (b l g n), or fixed (e n). Complex only with a complex A.
+        B: Input matrix: per step (b l n), per step and group of e/g channels (b l g n), or fixed (e n). Complex only
+            with a complex A.
         C: Output matrix, in any of the forms of B.
         D: Skip weight, (e).
         z: Gate, (b l e).
@@ -61,7 +63,8 @@ def selective_scan(
         implementation: See `ssmjax.ops.use_implementation`.
 
     Returns:
-        y, (b l e) in the dtype of `x`; with `return_state` a pair of y and the state, (b e n) float32, complex64 with a complex A.
+        y, (b l e) in the dtype of `x`; with `return_state` a pair of y and the state, (b e n) float32, complex64 with a
+        complex A.
 
     Raises:
         ValueError: An argument has the wrong shape or dtype, or the implementation is unknown.
@@ -104,7 +107,7 @@ def _check(x, dt, A, B, C, D, z, dt_bias, h0, segment_ids):
     n = A.shape[1]
     hint = ""
     if A.shape[0] != e and A.shape[0] == l:
-        hint = "The shapes fit the channels-first layout (b e l) of the original op; here channels are last: x.swapaxes(1, 2)."
+        hint = "The shapes fit the channels-first layout (b e l) of the original op; here it is x.swapaxes(1, 2)."
     _checks.require_shape(where, "A", A, "(e n)", (e, n), hint)
     for name, v, letters, sizes in (
         ("dt", dt, "(b l e)", (b, l, e)),
@@ -132,8 +135,8 @@ def _check_matrix(name, M, b, l, e, n):
     wanted = f"(b l n) = {(b, l, n)}, (b l g n), or fixed (e n) = {(e, n)}"
     if M.shape != fits:
         channels_first = M.ndim in (3, 4) and M.shape[-1] == l and M.shape[-2] == n
-        remedy = "It fits the channels-first layout of the original op; here time is second and n last." if channels_first else ""
-        raise errors.bad_shape("selective_scan", name, M, wanted, remedy)
+        remedy = "It fits the channels-first layout of the original op; here time is second and n last."
+        raise errors.bad_shape("selective_scan", name, M, wanted, remedy if channels_first else "")
     if g == 0 or e % g:
         raise errors.bad_shape("selective_scan", name, M, f"of a number of groups g that divides e = {e}")
 

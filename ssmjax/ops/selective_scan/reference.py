@@ -36,7 +36,9 @@ def selective_scan_reference(x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, seg
         return h, 2 * y.real if jnp.iscomplexobj(A) else y
 
     now = (u.swapaxes(0, 1), dt.swapaxes(0, 1), at_every_step(B), at_every_step(C), reset.T)
-    state, y = jax.lax.scan(step, jnp.zeros((b, *A.shape), number) if h0 is None else h0.astype(number), now, reverse=reverse)
+    state, y = jax.lax.scan(
+        step, jnp.zeros((b, *A.shape), number) if h0 is None else h0.astype(number), now, reverse=reverse
+    )
     y = y.swapaxes(0, 1) if D is None else y.swapaxes(0, 1) + u * D.astype(real)[None, None]
     y = y if z is None else y * jax.nn.silu(z.astype(real))
     return y.astype(x.dtype), state

@@ -4,13 +4,14 @@ The gate, the skip and the bias and softplus of `dt` are elementwise and left to
 
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t,    y_t = sum_n C_t h_t    (2 Re of the sum with a complex A),
 
-keeps for its backward pass the inputs and the state at every chunk boundary, and recomputes the states of one chunk at a
-time; nothing of size (b l e n) is ever kept (Gu & Dao 2023, arXiv:2312.00752, section 3.3.2). With `s_t` the cotangent of `h_t`,
+keeps for its backward pass the inputs and the state at every chunk boundary, and recomputes the states of one chunk at
+a time; nothing of size (b l e n) is ever kept (Gu & Dao 2023, arXiv:2312.00752, section 3.3.2). With `s_t` the
+cotangent of `h_t`,
 
     s_t = C_t dy_t + exp(dt_{t+1} A) s_{t+1},
 
-from which every gradient follows by products and sums. Gradients of complex arrays follow JAX's convention, which needs no
-conjugates here.
+from which every gradient follows by products and sums. Gradients of complex arrays follow JAX's convention, which needs
+no conjugates here.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, repeat
 
 from ssmjax import _compat
 from ssmjax.ops.selective_scan import xla_chunked, xla_sequential
@@ -56,16 +57,30 @@ def chunk_length(l: int, target: int = 64) -> int:
 
 
 def selective_scan_xla(
-    x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse, *, form=None, chunk=None, unroll=None, tile=8192
+    x,
+    dt,
+    A,
+    B,
+    C,
+    D,
+    z,
+    dt_bias,
+    dt_softplus,
+    h0,
+    segment_ids,
+    reverse,
+    *,
+    form=None,
+    chunk=None,
+    unroll=None,
+    tile=8192,
 ):
     """Returns `y` (b l e) in the dtype of `x` and the last state (b e n); arguments as in `api.selective_scan`.
 
-    Args:
-        form: Forces `"sequential"` or `"chunked"` on every platform; by default `choose` says.
-        chunk: Steps between the stored states; by default about 64, and 16 with `MANY_STATES`.
-        unroll: Unrolling of the sequential form's time loop; by default 1 on a CPU, where more is slower, and the whole
-            chunk elsewhere.
-        tile: Numbers in the state of one tile on a CPU.
+    What follows the arguments of the op tunes it: `form` forces "sequential" or "chunked" on every platform instead of
+    what `choose` says; `chunk` is the steps between the stored states, by default about 64, and 16 with `MANY_STATES`;
+    `unroll` is that of the sequential form's time loop, by default 1 on a CPU, where more is slower, and the chunk
+    elsewhere; `tile` is how many numbers the state of one tile holds on a CPU.
     """
     real = jnp.promote_types(x.dtype, jnp.float32)
     dt = dt.astype(real)
@@ -92,7 +107,7 @@ def _scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse) -> ScanInputs:
     def grouped(M):
         if M.ndim == 2:
             return rearrange(M, "(g f) n -> g n f", g=g)
-        return M if M.ndim == 4 else rearrange(jnp.broadcast_to(M[:, :, None], (*M.shape[:2], g, M.shape[2])), "b l g n -> b l g n")
+        return M if M.ndim == 4 else repeat(M, "b l n -> b l g n", g=g)
 
     if h0 is None:
         h0 = jnp.zeros((x.shape[0], *A.shape), A.dtype)
@@ -107,8 +122,7 @@ def _scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse) -> ScanInputs:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(plan: Plan, inputs: ScanInputs):
-    y, state, _ = _by_platform("forward", plan, inputs)
-    return y, state
+    return _by_platform("forward", plan, inputs, keep_states=False)
 
 
 def _scan_fwd(plan: Plan, inputs: ScanInputs):
@@ -132,9 +146,13 @@ def _like(grad: jax.Array, primal: jax.Array) -> jax.Array:
     return grad.astype(primal.dtype)
 
 
-def _by_platform(direction: str, plan: Plan, inputs: ScanInputs, *args):
-    """Runs `forward` or `backward` of the form that the plan, else the platform compiled for, asks for."""
-    b, _, g, f = inputs.x.shape
+def _by_platform(direction: str, plan: Plan, inputs: ScanInputs, *args, keep_states: bool = True):
+    """Runs `forward` or `backward` of the form that the plan, else the platform compiled for, asks for.
+
+    Without `keep_states` the boundary states are left out, and on a CPU the sequential form takes all steps as one
+    chunk: one loop is faster than two.
+    """
+    b, l, g, f = inputs.x.shape
     sizes = b, g * f, inputs.A.shape[1]
     in_tiles = {"forward": forward_in_tiles, "backward": backward_in_tiles}[direction]
 
@@ -142,8 +160,11 @@ def _by_platform(direction: str, plan: Plan, inputs: ScanInputs, *args):
         form = plan.form or choose(platform, *sizes)
         unroll = plan.unroll or (1 if platform == "cpu" else plan.chunk)
         module = xla_sequential if form == "sequential" else xla_chunked
-        run = functools.partial(getattr(module, direction), dataclasses.replace(plan, unroll=unroll))
-        return functools.partial(in_tiles, run, plan.tile) if platform == "cpu" and form == "sequential" else run
+        in_caches = platform == "cpu" and form == "sequential"
+        chunk = l if in_caches and not keep_states else plan.chunk
+        run = functools.partial(getattr(module, direction), dataclasses.replace(plan, unroll=unroll, chunk=chunk))
+        run = functools.partial(in_tiles, run, plan.tile) if in_caches else run
+        return run if keep_states else lambda *args: run(*args)[:2]
 
     return jax.lax.platform_dependent(
         inputs, *args, cpu=branch("cpu"), cuda=branch("gpu"), rocm=branch("gpu"), default=branch("tpu")

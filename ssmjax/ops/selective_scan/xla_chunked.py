@@ -1,6 +1,7 @@
 """Chunked form: `associative_scan` inside a chunk, `lax.scan` over chunks; for GPUs and TPUs.
 
-A chunk's decays and states (q b g n f) exist while it is worked on, in either pass, and are recomputed in the backward one.
+A chunk's decays and states (q b g n f) exist while it is worked on, in either pass, and are recomputed in the backward
+one.
 """
 
 import jax
@@ -13,6 +14,7 @@ from ssmjax.ops.selective_scan.xla_common import (
     ScanInputs,
     Steps,
     batch_major,
+    over_chunks,
     readout_weight,
     step_terms,
     time_major,
@@ -31,7 +33,7 @@ def forward(plan: Plan, inputs: ScanInputs) -> tuple[jax.Array, jax.Array, jax.A
         y = readout_weight(inputs) * (C * h).sum(-2).real
         return h[0 if plan.reverse else -1], (y, h0)
 
-    state, (y, boundaries) = jax.lax.scan(chunk, inputs.h0, to_steps(plan, inputs), reverse=plan.reverse)
+    state, (y, boundaries) = over_chunks(chunk, inputs.h0, to_steps(plan, inputs), reverse=plan.reverse)
     return batch_major(y, inputs.x.shape[1]), state, boundaries.swapaxes(0, 1)
 
 
@@ -44,7 +46,7 @@ def backward(plan: Plan, inputs: ScanInputs, boundaries, dy, dstate) -> ScanInpu
     zeros = _compat.full_like(inputs.A.astype(inputs.h0.dtype), 0.0)
     totals = zeros, None if varies(inputs.B) else zeros, None if varies(inputs.C) else zeros
     over_time = to_steps(plan, inputs), time_major(dy, plan.chunk), boundaries.swapaxes(0, 1)
-    carry, grads = jax.lax.scan(chunk, (dstate, totals), over_time, reverse=not plan.reverse)
+    carry, grads = over_chunks(chunk, (dstate, totals), over_time, reverse=not plan.reverse)
     dh0, (dA, dB, dC) = carry
     dx, ddt, dB_steps, dC_steps = (None if v is None else batch_major(v, inputs.x.shape[1]) for v in grads)
     dB, dC = dB_steps if dB is None else dB, dC_steps if dC is None else dC

@@ -1,7 +1,8 @@
 """What the XLA forms of the selective scan share: their inputs, the time-major chunked layout and the step's terms."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ __all__ = [
     "ScanInputs",
     "Steps",
     "batch_major",
+    "over_chunks",
     "readout_weight",
     "step_terms",
     "time_major",
@@ -46,7 +48,7 @@ class ScanInputs(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What changes with time, time first: (q b ...), or (c q b ...) in chunks. B and C are None where they are fixed."""
+    """What changes with time, time first: (q b ...), or (c q b ...) in chunks. B and C are None if they are fixed."""
 
     x: jax.Array
     dt: jax.Array
@@ -83,12 +85,13 @@ def time_major(v: jax.Array, chunk: int, padding: int = 0) -> jax.Array:
     """(b l ...) to (c q b ...). A padded step leaves the state alone: dt and x are 0 there, and it resets nothing."""
     after_end = (0, -v.shape[1] % chunk)
     v = jnp.pad(v, ((0, 0), after_end) + ((0, 0),) * (v.ndim - 2), constant_values=padding)
-    return rearrange(v, "b (c q) ... -> c q b ...", q=chunk)
+    # Two steps: XLA lays out the result of a single "b (c q) ... -> c q b ..." so that every loop copies it again.
+    return rearrange(v.swapaxes(0, 1), "(c q) ... -> c q ...", q=chunk)
 
 
 def batch_major(v: jax.Array, l: int) -> jax.Array:
     """(c q b ...) to (b l ...): the inverse of `time_major`."""
-    return rearrange(v, "c q b ... -> b (c q) ...")[:, :l]
+    return rearrange(v, "c q ... -> (c q) ...").swapaxes(0, 1)[:, :l]
 
 
 def to_steps(plan: Plan, inputs: ScanInputs) -> Steps:
@@ -106,10 +109,19 @@ def to_steps(plan: Plan, inputs: ScanInputs) -> Steps:
     )
 
 
+def over_chunks(body: Callable, carry: Any, chunks: Any, *, reverse: bool) -> tuple[Any, Any]:
+    """`lax.scan` over chunks (c ...). A single one needs no loop, whose slices would cost a copy of everything."""
+    if jax.tree.leaves(chunks)[0].shape[0] > 1:
+        return jax.lax.scan(body, carry, chunks, reverse=reverse)
+    carry, out = body(carry, jax.tree.map(lambda v: v[0], chunks))
+    return carry, jax.tree.map(lambda v: v[None], out)
+
+
 def step_terms(inputs: ScanInputs, steps: Steps) -> tuple[jax.Array, ...]:
     """The step's `a = exp(dt A)`, `u = dt x`, `B`, `C` and `x`, `dt`, all (... b g n f) up to broadcasting.
 
-    The leading axes of `steps` are kept, so that it serves one step (b ...) and a chunk (q b ...). float32 from here on.
+    The leading axes of `steps` are kept, so that it serves one step (b ...) and a chunk (q b ...). From here on
+    all is float32.
     """
     real = inputs.h0.real.dtype
     lead = (None,) * (steps.x.ndim - 2)  # broadcasts (g n f) over time and batch

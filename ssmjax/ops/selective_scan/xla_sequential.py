@@ -1,7 +1,7 @@
 """Sequential form: nested `lax.scan`s, over chunks and over the steps of one, with a hand-written backward pass.
 
-The state is laid out (b g n f), channels last, so that a step is a handful of long vector operations. The sum over n is an
-add chain: on a CPU a `.sum(axis)` inside the step is several times slower.
+The state is laid out (b g n f), channels last, so that a step is a handful of long vector operations. The sum over n is
+an add chain: on a CPU a `.sum(axis)` inside the step is several times slower.
 """
 
 import functools
@@ -15,6 +15,7 @@ from ssmjax.ops.selective_scan.xla_common import (
     Plan,
     ScanInputs,
     batch_major,
+    over_chunks,
     readout_weight,
     step_terms,
     time_major,
@@ -37,7 +38,7 @@ def forward(plan: Plan, inputs: ScanInputs) -> tuple[jax.Array, jax.Array, jax.A
         end, y = jax.lax.scan(step, h, steps, reverse=plan.reverse, unroll=plan.unroll)
         return end, (y, h)
 
-    state, (y, boundaries) = jax.lax.scan(chunk, inputs.h0, to_steps(plan, inputs), reverse=plan.reverse)
+    state, (y, boundaries) = over_chunks(chunk, inputs.h0, to_steps(plan, inputs), reverse=plan.reverse)
     return batch_major(y, inputs.x.shape[1]), state, boundaries.swapaxes(0, 1)
 
 
@@ -59,7 +60,7 @@ def backward(plan: Plan, inputs: ScanInputs, boundaries, dy, dstate) -> ScanInpu
     zeros = _compat.full_like(inputs.h0, 0.0)
     totals = zeros, None if varies(inputs.B) else zeros, None if varies(inputs.C) else zeros
     over_time = to_steps(plan, inputs), time_major(dy, plan.chunk), boundaries.swapaxes(0, 1)
-    carry, grads = jax.lax.scan(chunk, (dstate, totals), over_time, reverse=not plan.reverse)
+    carry, grads = over_chunks(chunk, (dstate, totals), over_time, reverse=not plan.reverse)
     dh0, (dA, dB, dC) = carry
     dx, ddt, dB_steps, dC_steps = (None if v is None else batch_major(v, inputs.x.shape[1]) for v in grads)
     return ScanInputs(
@@ -74,11 +75,12 @@ def backward(plan: Plan, inputs: ScanInputs, boundaries, dy, dstate) -> ScanInpu
 
 
 def _backward_step(inputs: ScanInputs, carry, now, dy, before):
-    """One step against time: the cotangent `s` of the state, the gradients of this step, and the totals of what is fixed.
+    """One step against time: the cotangent `s` of the state, the step's gradients, the totals of what is fixed.
 
     Args:
         inputs: For A, and B or C where they are fixed.
-        carry: `(s, totals)`: what later steps send to the state after this one, and the gradients of A, fixed B, fixed C.
+        carry: `(s, totals)`: what later steps send to the state after this one, and the gradients so far of A, of a
+            fixed B and of a fixed C.
         now: `Steps` of one step.
         dy: (b g f), the cotangent of y.
         before: (b g n f), the state before the step.

@@ -1,0 +1,52 @@
+"""Draws the tables of benchmarks/README.md from the results files: `python -m benchmarks.tables`."""
+
+import json
+import pathlib
+import re
+
+__all__ = ["main", "op_tables"]
+
+FOLDER = pathlib.Path(__file__).parent
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+
+
+def op_tables(records: list[dict]) -> str:
+    """Markdown: for each op, shape and dtype the forms with the times of both passes and the memory of training."""
+    groups: dict[tuple, dict[str, dict[str, dict]]] = {}
+    for r in (r for r in records if "op" in r):
+        key = r["op"], r["shape"], r["dtype"]
+        groups.setdefault(key, {}).setdefault(r["variant"], {})[r["pass"]] = r
+    return "\n\n".join(_table(*key, variants) for key, variants in groups.items())
+
+
+def _table(op: str, shape: str, dtype: str, variants: dict[str, dict[str, dict]]) -> str:
+    first = next(iter(next(iter(variants.values())).values()))
+    lines = [
+        f"`{op}`, {shape}, {dtype}, on {first['device']} (jax {first['versions']['jax']}, commit {first['commit']})",
+        "",
+        "| form | forward, ms | forward+backward, ms | temporary memory of forward+backward, MB |",
+        "|---|---|---|---|",
+    ]
+    for name, passes in variants.items():
+        both = passes.get("forward+backward", {})
+        memory = both or passes.get("forward+backward, memory only", {})
+        lines.append(f"| {name} | {_time(passes.get('forward', {}))} | {_time(both)} | {memory.get('temp_mb', '')} |")
+    return "\n".join(lines)
+
+
+def _time(record: dict) -> str:
+    return f"{record['ms']:.4g} (least {record['ms_least']:.4g})" if record else ""
+
+
+def main() -> None:
+    """Rewrites the README between its two markers."""
+    readme = FOLDER / "README.md"
+    results = sorted((FOLDER / "results").glob("*.json"))
+    tables = "\n\n".join(f"### {path.stem}\n\n{op_tables(json.loads(path.read_text()))}" for path in results)
+    text = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", readme.read_text(), flags=re.DOTALL)
+    readme.write_text(text)
+    print(f"Wrote {len(results)} devices' tables to {readme}")
+
+
+if __name__ == "__main__":
+    main()
