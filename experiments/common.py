@@ -20,17 +20,8 @@ __all__ = ["accelerator_dtype", "command", "config_digest", "identity", "result_
 RESULTS = Path("experiments/results")
 FIGURES = Path("figures")
 
-_NOT_IDENTITY = (
-    "data_dir",
-    "download_dir",
-    "out_dir",
-    "runs_dir",
-    "seeds",
-    "resume",
-    "progress",
-    "tensorboard",
-    "profile",
-)
+_PATHS = ("data_dir", "download_dir", "out_dir", "runs_dir")
+_NOT_IDENTITY = (*_PATHS, "seeds", "resume", "progress", "tensorboard", "profile")
 
 
 def run_cli(main: Callable[[Any], Any], config: type) -> None:
@@ -69,9 +60,7 @@ def accelerator_dtype() -> str:
 
 def identity(config: Any) -> dict[str, Any]:
     """The fields that make a training run what it is, without those that only say where and how it is watched."""
-    return {
-        k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IDENTITY
-    }
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_IDENTITY}
 
 
 def config_digest(config: Any) -> str:
@@ -84,12 +73,10 @@ def command(name: str, config: Any, default: Any) -> str:
     flags = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value == getattr(default, field.name) or isinstance(value, Path) or field.name == "progress":
+        if value == getattr(default, field.name) or field.name in (*_PATHS, "progress"):
             continue
         flag = field.name.replace("_", "-")
-        flags.append(
-            f"--{'' if value is not False else 'no-'}{flag}" + ("" if isinstance(value, bool) else f" {value}")
-        )
+        flags.append(f"--no-{flag}" if value is False else f"--{flag}" if value is True else f"--{flag} {value}")
     return " ".join([f"python -m experiments.{name}", *flags])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 
 __all__ = ["decode_images", "draw_classifier", "encode_images"]
 
@@ -67,9 +68,10 @@ def _title(record: dict[str, Any]) -> str:
     accuracy, config, seeds = record["metrics"]["test_accuracy"], record["config"], len(record["seeds"])
     spread = f" ± {100 * accuracy['spread']:.2f}" if seeds > 1 else ""
     label = "SMOKE RUN, not a result: " if config["smoke"] else ""
+    minutes, device = record["seconds"]["mean"] / 60, record["device"]["kind"]
     return (
         f"{label}{config['model']} on {record['data']['name']}: test accuracy {100 * accuracy['mean']:.2f}{spread} % "
-        f"({seeds} seed{'s' if seeds > 1 else ''}, {record['seconds']['mean'] / 60:.1f} min each on {record['device']['kind']})"
+        f"({seeds} seed{'s' if seeds > 1 else ''}, {minutes:.1f} min each on {device})"
     )
 
 
@@ -77,12 +79,12 @@ def _curves(loss_ax: Any, accuracy_ax: Any, record: dict[str, Any]) -> None:
     for i, curves in enumerate(record["curves"]):
         train, test = curves["train"], curves["test"]
         names = ("training (augmented)", "test") if i == 0 else (None, None)
-        loss_ax.plot(train["epoch"], train["loss"], color=_TRAIN, lw=1, alpha=0.6, label=names[0])
-        loss_ax.plot(test["epoch"], test["loss"], color=_TEST, lw=1.5, label=names[1])
-        accuracy_ax.plot(
-            train["epoch"], 100 * np.asarray(train["accuracy"]), color=_TRAIN, lw=1, alpha=0.6, label=names[0]
-        )
-        accuracy_ax.plot(test["epoch"], 100 * np.asarray(test["accuracy"]), color=_TEST, lw=1.5, label=names[1])
+        training = {"color": _TRAIN, "lw": 1, "alpha": 0.6, "label": names[0]}
+        testing = {"color": _TEST, "lw": 1.5, "label": names[1]}
+        loss_ax.plot(train["epoch"], train["loss"], **training)
+        loss_ax.plot(test["epoch"], test["loss"], **testing)
+        accuracy_ax.plot(train["epoch"], 100 * np.asarray(train["accuracy"]), **training)
+        accuracy_ax.plot(test["epoch"], 100 * np.asarray(test["accuracy"]), **testing)
     for ax, what in ((loss_ax, "cross entropy"), (accuracy_ax, "accuracy, %")):
         ax.set_xlabel("epoch")
         ax.set_ylabel(what)
@@ -105,13 +107,16 @@ def _confusion(ax: Any, counts: np.ndarray, names: list[str]) -> None:
             ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="w" if value > 0.5 else "k")
 
 
-def main(results: Path, figure: Path) -> None:
-    """Redraws a figure from a results file."""
+def main(results: tyro.conf.Positional[Path], figure: tyro.conf.Positional[Path]) -> None:
+    """Redraws a figure from a results file.
+
+    Args:
+        results: The JSON file.
+        figure: The PNG to write.
+    """
     draw_classifier(results, figure)
     print(f"{figure} drawn from {results}")
 
 
 if __name__ == "__main__":
-    import tyro
-
     tyro.cli(main)

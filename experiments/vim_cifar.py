@@ -1,15 +1,16 @@
 """Vision Mamba trained from scratch on small images.
 
-The claim: with small patches, a convolution stem and a sensible learning rate, a Vim of about a million parameters passes 85 % on
-CIFAR-10 in minutes on one GPU; the public ports of Vim to CIFAR-10 report 24 to 68 %.
+The claim: with small patches, a convolution stem and a sensible learning rate, a Vim of about a million parameters
+passes 85 % on CIFAR-10 in minutes on one GPU; the public ports of Vim to CIFAR-10 report 24 to 68 %.
 
 Recipe (device, minutes a seed, expected test accuracy of the last epoch):
     python -m experiments.vim_cifar --data digits        two CPU cores, under 5, 97 % or more
     python -m experiments.vim_cifar --data mnist         one H100, under 5, 98.5 % or more
     python -m experiments.vim_cifar --seeds 3            one H100, under 8, 85 % or more
 
-The test set is read for the curves too; what is reported is the last epoch, never the best one. The same command resumes a run that was stopped or killed. `--data digits` needs no download. `--smoke` is a check of the
-plumbing, not a result.
+The test set is read for the curves too; what is reported is the last epoch, never the best one. The same command
+resumes a run that was stopped or killed. `--data digits` needs no download. `--smoke` is a check of the plumbing, not
+a result.
 """
 
 import dataclasses

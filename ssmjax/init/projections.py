@@ -1,4 +1,10 @@
-"""Initial values of linear maps and short convolutions."""
+"""Initial values of linear maps and short convolutions.
+
+Equal arguments give the same initializer object: older Flax keeps it in a module's static definition, and two models of
+one configuration would otherwise be two programs to compile.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +13,7 @@ from jax.nn.initializers import Initializer
 __all__ = ["fan_in_uniform", "uniform"]
 
 
+@functools.cache
 def uniform(bound: float) -> Initializer:
     """Uniform in `[-bound, bound]`.
 
@@ -30,6 +37,7 @@ def uniform(bound: float) -> Initializer:
     return init
 
 
+@functools.cache
 def fan_in_uniform(scale: float = 1.0) -> Initializer:
     """Uniform in `[-s, s]` with `s = scale / sqrt(fan_in)`: PyTorch's default for a linear map, which Mamba keeps.
 

@@ -5,6 +5,7 @@ layer, where a host function cannot draw. Over the usual range of step sizes the
 of float64.
 """
 
+import functools
 import math
 
 import jax
@@ -31,6 +32,7 @@ def inverse_softplus(x: jax.typing.ArrayLike) -> jax.Array:
     return x + jnp.log(-jnp.expm1(-x))
 
 
+@functools.cache
 def step_size_bias(minimum: float = 1e-3, maximum: float = 0.1, floor: float = 1e-4) -> Initializer:
     """A bias `b` for which `softplus(b)` is log-uniform in `[minimum, maximum]`, and at least `floor`.
 

@@ -13,6 +13,9 @@ from ssmjax.shapes import Array, Float
 
 __all__ = ["ConvStem", "PatchEmbed"]
 
+# Made once: older Flax keeps initializers in a module's static definition, where two equal ones would differ.
+_DRAW = initializers.lecun_normal()
+
 
 class PatchEmbed(nnx.Module):
     """Cuts an image into patches and maps each to a token: one convolution, in row-major order.
@@ -52,7 +55,7 @@ class PatchEmbed(nnx.Module):
             padding="VALID",
             dtype=dtype,
             param_dtype=param_dtype,
-            kernel_init=initializers.lecun_normal(),
+            kernel_init=_DRAW,
             rngs=rngs,
         )
 
@@ -104,12 +107,12 @@ class ConvStem(nnx.Module):
         widths = [in_channels, *(max(d_model >> i, 1) for i in reversed(range(steps)))]
         self.convs = nnx.data(
             [
-                nnx.Conv(before, after, (3, 3), 2, padding=1, kernel_init=initializers.lecun_normal(), **options)
+                nnx.Conv(before, after, (3, 3), 2, padding=1, kernel_init=_DRAW, **options)
                 for before, after in zip(widths[:-1], widths[1:], strict=True)
             ]
         )
         self.norms = nnx.data([LayerNorm(width, **options) for width in widths[1:]])
-        self.proj = nnx.Linear(d_model, d_model, kernel_init=initializers.lecun_normal(), **options)
+        self.proj = nnx.Linear(d_model, d_model, kernel_init=_DRAW, **options)
 
     def __call__(self, images: Float[Array, "b y x channels"]) -> Float[Array, "b l d"]:
         """Tokens of channels-last images, row by row."""

@@ -25,6 +25,9 @@ from ssmjax.shapes import Array, Float, PRNGKey, Tokens
 
 __all__ = ["Vim", "VimBlock", "VimConfig"]
 
+# Made once: older Flax keeps initializers in a module's static definition, where two equal ones would differ.
+_DRAW = initializers.normal(0.02)
+
 
 @no_type_check
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +231,7 @@ class Vim(nnx.Module):
 
     def __init__(self, config: VimConfig, *, rngs: nnx.Rngs):
         self.config = config
-        d, draw = config.d_model, initializers.normal(0.02)
+        d, draw = config.d_model, _DRAW
         options = dict(in_channels=config.in_channels, dtype=config.dtype, rngs=rngs)
         if config.stem == "conv":
             self.patch_embed = ConvStem(d, stride=config.step, **options)
@@ -301,11 +304,13 @@ class Vim(nnx.Module):
                 "needs a random key: model(images, train=True, key=jax.random.key(0))."
             )
         hidden = self._embed(images)
-        keys = jax.random.split(key, config.depth + 2) if train else None
-        if train and config.pos_embed:
-            hidden = dropout(keys[-2], hidden, config.drop_rate)
         residual = jnp.zeros_like(hidden, dtype=jnp.float32 if config.float32_residual else hidden.dtype)
-        per_block = (jnp.asarray(drop_path_rates(config.depth, config.drop_path_rate)), keys[:-2]) if train else None
+        per_block = final_key = None
+        if train:
+            embed_key, block_key, final_key = jax.random.split(key, 3)
+            hidden = dropout(embed_key, hidden, config.drop_rate) if config.pos_embed else hidden
+            rates = jnp.asarray(drop_path_rates(config.depth, config.drop_path_rate))
+            per_block = rates, jax.random.split(block_key, config.depth)
         hidden, residual = apply_stack(
             self.layers,
             self._pair if config.alternate_layers else self._block,
@@ -316,7 +321,7 @@ class Vim(nnx.Module):
             remat=config.remat,
         )
         if train:
-            hidden = drop_path(keys[-1], hidden, config.drop_path_rate)
+            hidden = drop_path(final_key, hidden, config.drop_path_rate)
         return hidden, residual
 
     def _embed(self, images: Array) -> Tokens:

@@ -13,7 +13,7 @@ __all__ = ["Recorder", "read_records"]
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Reads the records of a run.
+    r"""Reads the records of a run.
 
     Args:
         path: The file; a line cut off by a crash ends what is read.
@@ -23,7 +23,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
-    >>> _ = path.write_text('{"kind": "train", "step": 1, "loss": 0.5}\\n{"kind": "tr')
+    >>> _ = path.write_text('{"kind": "train", "step": 1, "loss": 0.5}\n{"kind": "tr')
     >>> read_records(path)
     [{'kind': 'train', 'step': 1, 'loss': 0.5}]
     """
