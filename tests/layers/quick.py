@@ -1,0 +1,45 @@
+"""Less compiling in tests: one jitted program without optimization, and parameters that need no program at all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+def jit(f, **options):
+    """`jax.jit` for a function that runs once on tiny arrays: most of the compiler's work would be wasted."""
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0}, **options)
+
+
+def apply(module, *args, method="__call__", **kwargs):
+    """Calls a module, or a method of it, under `jit`."""
+    definition, state = nnx.split(module)
+    return jit(lambda state, args, kwargs: getattr(nnx.merge(definition, state), method)(*args, **kwargs))(
+        state, args, kwargs
+    )
+
+
+def lively(make, seed=1):
+    """A module with random numbers in every parameter, so that a swapped or unused one shows.
+
+    Args:
+        make: Builds the module; only traced.
+        seed: Determines the numbers.
+    """
+    definition, state = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, spec):
+        noise = rng.standard_normal(spec.shape)
+        name = jax.tree_util.keystr(path)
+        if "kernel" in name:
+            noise = noise / np.prod(spec.shape[-2:-1] if "conv1d" not in name else (2,)) ** 0.5
+        elif "A_log" in name or "A_b_log" in name:
+            noise = np.log(np.arange(1, spec.shape[-1] + 1)) + 0.3 * noise
+        elif "scale" in name or "'D" in name or "gamma" in name:
+            noise = 1 + 0.3 * noise
+        else:
+            noise = 0.3 * noise
+        return jnp.asarray(noise, spec.dtype)
+
+    return nnx.merge(definition, jax.tree_util.tree_map_with_path(draw, state))
