@@ -35,7 +35,9 @@ def _table(op: str, shape: str, dtype: str, variants: dict[str, dict[str, dict]]
 
 
 def _time(record: dict) -> str:
-    return f"{record['ms']:.4g} (least {record['ms_least']:.4g})" if record else ""
+    if not record:
+        return ""
+    return f"{record['ms']:.4g}" + (f" (least {record['ms_least']:.4g})" if "ms_least" in record else "")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Timing: compiled functions of arrays, in turns; median, spread and minimum."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -38,11 +39,12 @@ def compile_all(functions: Mapping[str, Callable], args: tuple) -> dict[str, Com
 def time_in_turns(calls: Mapping[str, Callable], args: tuple, rounds: int) -> dict[str, Times]:
     """Times each call.
 
-    The calls take turns, so that a disturbance of the machine meets all of them. The first round does not count.
+    The calls take turns, so that a disturbance of the machine meets all of them, in an order drawn for each round, so
+    that none always follows one that empties the caches. The first round does not count.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
-        for name, call in calls.items():
+        for name, call in random.sample(list(calls.items()), len(calls)):
             start = time.perf_counter()
             jax.block_until_ready(call(*args))
             if turn:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,9 +54,10 @@ def accelerator_dtype() -> str:
     TPUs and GPUs of compute capability 8.0 and later (A100, L4, Hopper) have bfloat16; a T4 and a CPU do not.
     """
     device = jax.devices()[0]
-    if device.platform == "gpu":
-        return "bfloat16" if float(getattr(device, "compute_capability", "0")) >= 8.0 else "float32"
-    return "bfloat16" if device.platform == "tpu" else "float32"
+    if device.platform == "cpu":
+        return "float32"
+    cuda = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))  # ROCm says "gfx942"
+    return "float32" if cuda and int(cuda[1]) < 8 else "bfloat16"
 
 
 def identity(config: Any) -> dict[str, Any]:

@@ -3,12 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-__all__ = ["jax_version", "full_like", "vary_alike"]
-
-
-def jax_version() -> tuple[int, ...]:
-    """The running jax version as integers, such as `(0, 7, 2)`."""
-    return tuple(int(part) for part in jax.__version__.split(".")[:3] if part.isdigit())
+__all__ = ["full_like", "vary_alike"]
 
 
 def full_like(x: jax.Array, value: float) -> jax.Array:

@@ -122,6 +122,8 @@ class CheckpointStore:
         # Only the save that was running when a process died can lack its manifest. If it was the first of all,
         # nothing is lost by starting anew; anything else is damage, and starting anew would hide it.
         if not steps or (step is None and len(steps) == 1 and not self._is_finished(steps[0])):
+            for remnant in steps:  # or a second such death would leave two, which look like damage
+                self._manager.delete(remnant)
             return None
         raise CheckpointError(
             f"No checkpoint in {self.directory} can be used ({'; '.join(reports)}). Copy an intact one there, or "

@@ -109,7 +109,7 @@ class BiMamba(nnx.Module):
         if mask is not None:
             padding = compact(mask)
             u = padding.apply(u)
-            segment_ids = None if segment_ids is None else jnp.take_along_axis(segment_ids, padding.order, axis=1)
+            segment_ids = padding.ids(segment_ids)
         x, z = jnp.split(self.in_proj(u), 2, axis=-1)
         if padding is not None:  # a bias of in_proj must not reach real tokens through the convolution from the end
             x = jnp.where(padding.mask[..., None], x, 0)

@@ -116,14 +116,14 @@ class Mamba(nnx.Module):
         if mask is not None:
             padding = compact(mask)
             u = padding.apply(u)
-            segment_ids = None if segment_ids is None else jnp.take_along_axis(segment_ids, padding.order, axis=1)
+            segment_ids = padding.ids(segment_ids)
         state = self.init_state(u.shape[0]) if state is None else state
 
         conv_in, z = jnp.split(self.in_proj(u), 2, axis=-1)
         x, window = self.conv1d(conv_in, state=state.conv, segment_ids=segment_ids, return_state=True)
         dt, B, C = scan_inputs(x, self.x_proj, self.dt_proj)
         if padding is not None:
-            window = padding.window(conv_in, state.conv)
+            window = padding.window(conv_in, state.conv, segment_ids)
             x, dt = padding.silence(x, dt)
         y, ssm = ops.selective_scan(
             x,

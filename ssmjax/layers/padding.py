@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from ssmjax.shapes import Array, Expanded, Float, Int, Mask
+from ssmjax.shapes import Array, Expanded, Float, Int, Mask, SegmentIds
 
 __all__ = ["Compaction", "compact"]
 
@@ -33,6 +33,13 @@ class Compaction:
         """Moves the real tokens to the front and zeroes the others."""
         return jnp.where(self.mask[..., None], _permute(x, self.order, self.inverse), 0)
 
+    def ids(self, segment_ids: SegmentIds | None) -> SegmentIds | None:
+        """Moves segment ids along; padding gets the id of the last real token, so that it resets no state."""
+        if segment_ids is None:
+            return None
+        places = jnp.minimum(jnp.arange(self.order.shape[1])[None], jnp.maximum(self.lengths - 1, 0)[:, None])
+        return jnp.take_along_axis(segment_ids, jnp.take_along_axis(self.order, places, axis=1), axis=1)
+
     def undo(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """Moves the real tokens back to where they were and zeroes the padding."""
         return _permute(jnp.where(self.mask[..., None], x, 0), self.inverse, self.order)
@@ -42,8 +49,20 @@ class Compaction:
         here = self.mask[..., None]
         return jnp.where(here, x, 0), jnp.where(here, dt, CLOSED)
 
-    def window(self, x: Expanded, state: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
-        """The last real inputs of a convolution: what its state is after the real tokens, before any padding."""
+    def window(
+        self, x: Expanded, state: Float[Array, "b k e"], segment_ids: SegmentIds | None = None
+    ) -> Float[Array, "b k e"]:
+        """The last real inputs of a convolution: what its state is after the real tokens, before any padding.
+
+        Inputs of segments before the last real token's are zero, as in the state that `causal_conv1d` returns. The ids
+        are those of the moved tokens, and `state` belongs to the first.
+        """
+        if segment_ids is not None:
+            changed = jnp.cumsum(segment_ids[:, 1:] != segment_ids[:, :-1], axis=1)
+            run = jnp.pad(changed, ((0, 0), (1, 0)))
+            last = jnp.take_along_axis(run, jnp.maximum(self.lengths - 1, 0)[:, None], axis=1)
+            x = jnp.where((run == last)[..., None], x, 0)
+            state = jnp.where((last == 0)[..., None], state, 0)
         history = jnp.concatenate([state, x], axis=1)
         places = self.lengths[:, None] + jnp.arange(state.shape[1])[None]
         return jnp.take_along_axis(history, places[..., None], axis=1)

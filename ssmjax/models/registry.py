@@ -120,12 +120,11 @@ def create_model(
     if dtype is not None:
         overrides["dtype"] = jnp.dtype(dtype).name
     entry = _lookup(name)
-    config = override(entry.config, overrides, f"create_model({name!r})")
     if pretrained is None:
-        return build(entry.family, config, seed=seed)
+        return build(entry.family, override(entry.config, overrides, f"create_model({name!r})"), seed=seed)
     from ssmjax.checkpoints import hub  # here, because checkpoints stand above models and are not needed otherwise
 
-    model = hub.load_pretrained(pretrained, **overrides)
+    model = hub.load_pretrained(pretrained, seed=seed, **overrides)
     if family_of(model.config) != entry.family:
         raise ValueError(
             f"create_model: {pretrained!r} holds a {family_of(model.config)} model, and {name!r} is a {entry.family} "

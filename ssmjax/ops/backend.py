@@ -150,9 +150,8 @@ def resolve(op: str, implementation: str, available: Mapping[str, Support], deta
             raise NotImplementedError(f"{op}: no implementation takes this call ({refusals}).")
         reason = refusals or "first choice"
     else:
-        failed = available.get(
-            requested, f"{op} has no {requested!r} implementation yet (it has {', '.join(available)})"
-        )
+        missing = f"{op} has no {requested!r} implementation yet (it has {', '.join(available)})"
+        failed = available.get(requested, missing)
         if failed is not None:
             raise NotImplementedError(
                 f"{op}: implementation {requested!r} ({source}) cannot run this call: {failed}. 'auto' always works."

@@ -82,7 +82,7 @@ class FitResult:
         evals: What `eval_fn` returned, with its `step`.
         resumed_from: The step the run was resumed at, 0 if it began anew.
         seconds: The time of the loop in all, that before a resume too.
-        signal: The number of the signal that ended the run early, None if it is complete.
+        signal: The number of the signal that asked the run to stop, None without one.
     """
 
     state: TrainState
@@ -96,7 +96,7 @@ class FitResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal ended the run early."""
+        """Whether a signal asked the run to stop, be it during the last step."""
         return self.signal is not None
 
     @property
@@ -181,7 +181,7 @@ def fit(
         evals=run.recorder.of_kind("eval"),
         resumed_from=run.start,
         seconds=seconds,
-        signal=run.stop.received if int(state.step) < steps else None,
+        signal=run.stop.received,
     )
 
 
@@ -252,7 +252,7 @@ def _loop(
             journal.settle(done, metrics)
             run.recorder.sync()
             run.store.save(done, state, {"identity": run.identity, "seconds": time.perf_counter() - began})
-            journal.skip_time(done)
+            journal.skip_time()
         if stopped:
             break
     journal.flush()

@@ -35,7 +35,8 @@ class Journal:
         self, recorder: Recorder, start: int, steps: int, *, max_bad_steps: int, progress: bool, unit: str
     ) -> None:
         self._recorder, self._max_bad_steps, self._unit = recorder, max_bad_steps, unit
-        self._pending: tuple[int, Metrics] | None = None
+        self._pending: tuple[int, Metrics, float] | None = None
+        self._rate = math.nan
         self._examples = 0
         self._clock: tuple[int, float] | None = None
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=not progress, dynamic_ncols=True)
@@ -52,7 +53,14 @@ class Journal:
     def log(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step to be recorded, and records those taken before."""
         self.flush()
-        self._pending = (step, metrics)
+        # Read after the record before was waited for, so that it keeps pace with the device. There is no rate for the
+        # first record after a start, an evaluation or a save: nothing was waited for in between.
+        now = time.perf_counter()
+        if self._clock is not None:
+            before, since = self._clock
+            self._rate = round(self._examples * (step - before) / (now - since), 1)
+        self._pending = (step, metrics, math.nan if self._clock is None else self._rate)
+        self._clock = (step, now)
 
     def flush(self) -> None:
         """Records what is pending.
@@ -62,16 +70,10 @@ class Journal:
         """
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, rate), self._pending = self._pending, None
         values = self._fetch(step, metrics)
-        # The clock is read when a step is done, not when it was dispatched, which may be long before.
-        rate, now = math.nan, time.perf_counter()  # no rate for the first record: it would count the compilation
-        if self._clock is not None:
-            before, since = self._clock
-            rate = round(self._examples * (step - before) / (now - since), 1)
-        self._clock = (step, now)
         self._recorder.write("train", step, {**values, f"{self._unit}_per_second": rate})
-        speed = "" if math.isnan(rate) else f", {rate:,.0f} {self._unit}/s"
+        speed = "" if math.isnan(self._rate) else f", {self._rate:,.0f} {self._unit}/s"
         bad = f", {values['bad_steps']} bad steps" if values["bad_steps"] else ""
         self._bar.set_postfix_str(f"loss {values['loss']:.4f}{speed}{bad}", refresh=False)
 
@@ -89,11 +91,11 @@ class Journal:
         """Records the numbers of an evaluation; arrays, such as a confusion matrix, are left out."""
         numbers = {name: np.asarray(value).item() for name, value in values.items() if np.ndim(value) == 0}
         self._recorder.write("eval", step, numbers)
-        self.skip_time(step)
+        self.skip_time()
 
-    def skip_time(self, step: int) -> None:
-        """Leaves the time since that step was run, for an evaluation or a save, out of the rate."""
-        self._clock = (step, time.perf_counter())
+    def skip_time(self) -> None:
+        """Leaves the time of an evaluation or a save out of the rate."""
+        self._clock = None
 
     def __enter__(self) -> "Journal":
         return self

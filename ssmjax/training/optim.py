@@ -18,7 +18,7 @@ NO_DECAY: Mapping[str, str] = {
     "A": r"A(_b)?(_log|_real|_imag)?|log_A.*|Lambda.*",
     "D": r"D(_b)?",
     "dt": r"dt(_.*)?|(log|inv)_(dt|step).*",
-    "position and class embedding": r".*(pos|position)_embed.*|(cls|dist|class)_token",
+    "position and class embedding": r".*(pos|position)_embed.*|(cls|dist|class)_token(_.*)?",
     "layer scale": r"gamma(_\d+)?|layer_scale\d*|ls\d*",
 }
 """Parameters without weight decay, by kind: a pattern that one part of the parameter's path matches in full.

@@ -145,3 +145,16 @@ def test_messages():
         Mamba(D, d_state=0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"\(dt_min, dt_max\) must be positive and increasing"):
         Mamba(D, dt_min=0.2, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("mask", [[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 0, 1, 0, 1]], ids=str)
+def test_chunks_of_packed_sequences_with_a_mask(mask):
+    """The first chunk's last segment is shorter than the convolution, whose window must hold no other's input."""
+    mixer = Mamba(8, d_state=4, rngs=nnx.Rngs(0))
+    u = jax.random.normal(jax.random.key(1), (1, 9, 8))
+    mask = jnp.array([mask + [1, 1, 1, 1]], bool)
+    ids = jnp.array([[0, 0, 0, 1, 1, 1, 1, 1, 1]])
+    whole = mixer(u, mask=mask, segment_ids=ids)
+    first, state = mixer(u[:, :5], mask=mask[:, :5], segment_ids=ids[:, :5], return_state=True)
+    second = mixer(u[:, 5:], mask=mask[:, 5:], segment_ids=ids[:, 5:], state=state)
+    chex.assert_trees_all_close(jnp.concatenate([first, second], axis=1), whole, atol=1e-5)

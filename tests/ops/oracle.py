@@ -2,7 +2,10 @@
 
 import numpy as np
 
-__all__ = ["causal_conv1d", "linear_scan", "scan_problem", "selective_scan", "softplus"]
+__all__ = ["QUICK_COMPILE", "causal_conv1d", "linear_scan", "scan_problem", "selective_scan", "softplus"]
+
+QUICK_COMPILE = {"xla_backend_optimization_level": 0}
+"""Compiler options that halve the compile time, for tests that compile many variants of a call once each."""
 
 
 def softplus(v):

@@ -27,18 +27,17 @@ def ids_of(b, l):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(
-    ("l", "k", "activation"), [(1, 4, None), (2, 4, "silu"), (3, 4, None), (37, 4, "silu"), (5, 1, "silu")]
-)
+@pytest.mark.parametrize(("l", "k", "activation"), [(1, 4, None), (3, 4, None), (37, 4, "silu"), (5, 1, "silu")])
 def test_values_and_gradients(l, k, activation, packed, reverse):
     p, ids = problem(l, k), ids_of(2, l) if packed else None
     run = functools.partial(ops.causal_conv1d, activation=activation, segment_ids=ids, reverse=reverse)
-    y = run(**p)
+    y = jax.jit(run)(**p)
     wanted = oracle.causal_conv1d(**p, activation=activation, segment_ids=ids, reverse=reverse)
     np.testing.assert_allclose(y, wanted, atol=1e-5)
 
     def grads(implementation):
-        return jax.jit(jax.grad(lambda p: jnp.sin(run(**p, implementation=implementation)).sum()))(p)
+        loss = jax.grad(lambda p: jnp.sin(run(**p, implementation=implementation)).sum())
+        return jax.jit(loss, compiler_options=oracle.QUICK_COMPILE)(p)
 
     chex.assert_trees_all_close(grads("xla"), grads("reference"), rtol=1e-5, atol=1e-5)
 

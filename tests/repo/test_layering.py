@@ -56,7 +56,7 @@ def test_every_subpackage_has_a_layer():
     assert {f"ssmjax.{top}" for top in tops} <= set(RANK)
 
 
-NAMESPACE_ONLY = ("ssmjax/checkpoints/torch_file.py", "argparse")
+NAMESPACE_ONLY = ("ssmjax/checkpoints/torch_file.py", "argparse.Namespace")
 """Parses no command line: checkpoints of other programs hold their arguments as an `argparse.Namespace`."""
 
 

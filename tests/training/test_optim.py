@@ -15,7 +15,14 @@ EXAMPLES = {
     "A": ["A", "A_log", "A_b_log", "A_real", "A_imag", "log_A_real", "Lambda_re"],
     "D": ["D", "D_b"],
     "dt": ["dt", "dt_bias", "dt_proj", "log_dt", "inv_dt", "log_step"],
-    "position and class embedding": ["pos_embed", "pos_embedding", "position_embed", "cls_token", "dist_token"],
+    "position and class embedding": [
+        "pos_embed",
+        "pos_embedding",
+        "position_embed",
+        "cls_token",
+        "cls_token_head",
+        "dist_token",
+    ],
     "layer scale": ["gamma", "gamma_1", "layer_scale", "ls1"],
 }
 DECAYED = ["kernel", "embedding", "weight", "in_proj", "x_proj", "out_proj", "conv1d", "patch_embed", "head", "B", "C"]

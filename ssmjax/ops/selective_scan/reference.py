@@ -12,10 +12,8 @@ def selective_scan_reference(x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, seg
     number = jnp.promote_types(A.dtype, real)
     b, l, e = x.shape
     u, dt = x.astype(real), dt.astype(real)
-    if dt_bias is not None:
-        dt = dt + dt_bias.astype(real)[None, None]
-    if dt_softplus:
-        dt = jax.nn.softplus(dt)
+    dt = dt if dt_bias is None else dt + dt_bias.astype(real)[None, None]
+    dt = jax.nn.softplus(dt) if dt_softplus else dt
 
     def at_every_step(M):  # to (l b e n), from (e n), (b l n) or (b l g n)
         if M.ndim == 2:
@@ -36,9 +34,8 @@ def selective_scan_reference(x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, seg
         return h, 2 * y.real if jnp.iscomplexobj(A) else y
 
     now = (u.swapaxes(0, 1), dt.swapaxes(0, 1), at_every_step(B), at_every_step(C), reset.T)
-    state, y = jax.lax.scan(
-        step, jnp.zeros((b, *A.shape), number) if h0 is None else h0.astype(number), now, reverse=reverse
-    )
-    y = y.swapaxes(0, 1) if D is None else y.swapaxes(0, 1) + u * D.astype(real)[None, None]
+    h0 = jnp.zeros((b, *A.shape), number) if h0 is None else h0.astype(number)
+    state, y = jax.lax.scan(step, h0, now, reverse=reverse)
+    y = y.swapaxes(0, 1) + (0 if D is None else u * D.astype(real)[None, None])
     y = y if z is None else y * jax.nn.silu(z.astype(real))
     return y.astype(x.dtype), state

@@ -146,6 +146,7 @@ def _like(grad: jax.Array, primal: jax.Array) -> jax.Array:
     return grad.astype(primal.dtype)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="keep_states")  # or each eager call would compile
 def _by_platform(direction: str, plan: Plan, inputs: ScanInputs, *args, keep_states: bool = True):
     """Runs `forward` or `backward` of the form that the plan, else the platform compiled for, asks for.
 
@@ -162,10 +163,10 @@ def _by_platform(direction: str, plan: Plan, inputs: ScanInputs, *args, keep_sta
         module = xla_sequential if form == "sequential" else xla_chunked
         in_caches = platform == "cpu" and form == "sequential"
         chunk = l if in_caches and not keep_states else plan.chunk
-        run = functools.partial(getattr(module, direction), dataclasses.replace(plan, unroll=unroll, chunk=chunk))
+        settled = dataclasses.replace(plan, unroll=unroll, chunk=chunk, keep_decays=in_caches)
+        run = functools.partial(getattr(module, direction), settled)
         run = functools.partial(in_tiles, run, plan.tile) if in_caches else run
         return run if keep_states else lambda *args: run(*args)[:2]
 
-    return jax.lax.platform_dependent(
-        inputs, *args, cpu=branch("cpu"), cuda=branch("gpu"), rocm=branch("gpu"), default=branch("tpu")
-    )
+    gpu = branch("gpu")
+    return jax.lax.platform_dependent(inputs, *args, cpu=branch("cpu"), cuda=gpu, rocm=gpu, default=branch("tpu"))

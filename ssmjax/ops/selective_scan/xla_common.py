@@ -67,6 +67,8 @@ class Plan:
         unroll: Unrolling of the sequential form's time loop, or None to choose.
         form: The form for every platform, or None to choose.
         tile: Numbers in the state of one tile of the sequential form on a CPU.
+        keep_decays: Whether the sequential backward pass keeps a chunk's decays beside its states: on a CPU it is
+            cheaper to read them than to compute the exponential again.
     """
 
     reverse: bool
@@ -74,6 +76,7 @@ class Plan:
     unroll: int | None
     form: Form | None
     tile: int
+    keep_decays: bool = False
 
 
 def varies(M: jax.Array) -> bool:

@@ -47,15 +47,15 @@ def backward(plan: Plan, inputs: ScanInputs, boundaries, dy, dstate) -> ScanInpu
 
     def recompute(h, now):
         a, u, B, _, _, _ = step_terms(inputs, now)
-        return a * h + u * B, h
+        return a * h + u * B, (h, a if plan.keep_decays else None)
 
     def step(carry, now):
         return _backward_step(inputs, carry, *now)
 
     def chunk(carry, now):
         steps, dy, h = now
-        _, before = jax.lax.scan(recompute, h, steps, reverse=plan.reverse, unroll=plan.unroll)
-        return jax.lax.scan(step, carry, (steps, dy, before), reverse=not plan.reverse, unroll=plan.unroll)
+        _, states = jax.lax.scan(recompute, h, steps, reverse=plan.reverse, unroll=plan.unroll)
+        return jax.lax.scan(step, carry, (steps, dy, states), reverse=not plan.reverse, unroll=plan.unroll)
 
     zeros = _compat.full_like(inputs.h0, 0.0)
     totals = zeros, None if varies(inputs.B) else zeros, None if varies(inputs.C) else zeros
@@ -74,7 +74,7 @@ def backward(plan: Plan, inputs: ScanInputs, boundaries, dy, dstate) -> ScanInpu
     )
 
 
-def _backward_step(inputs: ScanInputs, carry, now, dy, before):
+def _backward_step(inputs: ScanInputs, carry, now, dy, state):
     """One step against time: the cotangent `s` of the state, the step's gradients, the totals of what is fixed.
 
     Args:
@@ -83,10 +83,12 @@ def _backward_step(inputs: ScanInputs, carry, now, dy, before):
             fixed B and of a fixed C.
         now: `Steps` of one step.
         dy: (b g f), the cotangent of y.
-        before: (b g n f), the state before the step.
+        state: The state before the step, (b g n f), and its decay or None.
     """
     s, (dA, dB_fixed, dC_fixed) = carry
+    before, decay = state
     a, u, B, C, x, dt = step_terms(inputs, now)
+    a = a if decay is None else decay
     dy = readout_weight(inputs) * dy[:, :, None]
     decayed = a * before
     h = decayed + u * B
@@ -114,4 +116,4 @@ def _sum_over_n(v: jax.Array) -> jax.Array:
 
 def _sum_over_f(v: jax.Array, w: jax.Array) -> jax.Array:
     """The gradient of what all channels of a group share: sum over f of v (b g n f) times w (b g 1 f)."""
-    return jnp.einsum("bgnf,bgf->bgn", v, w[:, :, 0])
+    return jnp.einsum("bgnf,bgf->bgn", v, w[:, :, 0], precision=jax.lax.Precision.HIGHEST)
