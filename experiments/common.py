@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ssmjax.checkpoints.store import CheckpointError
 from ssmjax.data import DataUnavailable
 from ssmjax.training.guards import TrainingDiverged
 
-__all__ = ["accelerator_dtype", "command", "config_digest", "identity", "result_paths", "run_cli"]
+__all__ = ["accelerator_dtype", "command", "config_digest", "identity", "require_writable", "result_paths", "run_cli"]
 
 RESULTS = Path("experiments/results")
 FIGURES = Path("figures")
@@ -41,11 +42,25 @@ def run_cli(main: Callable[[Any], Any], config: type) -> None:
     codes = {DataUnavailable: 2, ValueError: 2, NotImplementedError: 2, TrainingDiverged: 3, CheckpointError: 4}
     try:
         main(parsed)
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command starts again from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
     except tuple(codes) as error:
         if os.environ.get("SSMJAX_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
+
+
+def require_writable(flag: str, folder: Path) -> None:
+    """Makes a folder, so that one that cannot be written to is an error before the training, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        remedy = f"Give a folder that can be written to with --{flag.replace('_', '-')}."
+        raise ValueError(f"{flag}: {str(folder)!r} cannot be written to ({error}). {remedy}") from error
 
 
 def accelerator_dtype() -> str:

@@ -33,6 +33,7 @@ from ssmjax.errors import bad_argument
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.evaluate import evaluate
 from ssmjax.training.fit import FitConfig, fit
+from ssmjax.training.guards import TrainingDiverged
 from ssmjax.training.losses import softmax_cross_entropy
 from ssmjax.training.optim import adamw
 from ssmjax.training.report import make_report, render_table, write_report
@@ -148,11 +149,23 @@ def _resolve(config: Config) -> Config:
         raise ssmjax.errors.unknown_name("data set", config.data, list(RECIPES))
     for field in ("epochs", "steps", "batch_size", "seeds", "learning_rate"):
         value = getattr(config, field)
-        if value is not None and not value > 0:
-            raise bad_argument(NAME, field, value, "positive")
+        if value is not None and not 0 < value < math.inf:
+            raise bad_argument(NAME, field, value, "positive and finite")
+    for field, limit in {
+        "label_smoothing": 1,
+        "drop_path": 1,
+        "ema_decay": 1,
+        "weight_decay": math.inf,
+        "seed": 2**63,
+    }.items():
+        value = getattr(config, field)
+        if value is not None and not 0 <= value < limit:
+            raise bad_argument(NAME, field, value, f"at least 0 and less than {limit}")
     if config.dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise bad_argument(NAME, "dtype", config.dtype, "auto, float32, bfloat16 or float16")
     ssmjax.model_config(config.model)  # an unknown model is an error now, not after the data
+    for flag in ("out_dir", "runs_dir"):
+        common.require_writable(flag, getattr(config, flag))
     recipe = RECIPES[config.data]
     filled = {name: getattr(recipe, name) for name in ("epochs", "batch_size", "learning_rate", "patch_size")}
     filled = {name: value for name, value in filled.items() if getattr(config, name) is None}
@@ -209,8 +222,10 @@ def _run(config: Config, data: ImageData, seed: int) -> dict[str, Any]:
         print(f"\nInterrupted at step {int(result.state.step)} of {steps}; the same command goes on from {run_dir}.")
         sys.exit(result.exit_code)
     trained = result.ema_model or result.model
-    ssmjax.save_pretrained(trained, run_dir / "weights")
     final = evaluate(trained, test(), prepare=prepare)
+    if not math.isfinite(final["loss"]):
+        raise TrainingDiverged(f"The test loss of the trained model is {final['loss']}; nothing was written.", final)
+    ssmjax.save_pretrained(trained, run_dir / "weights")
     return {
         "seed": seed,
         "seconds": result.seconds,
@@ -300,8 +315,14 @@ def _describe(data: ImageData) -> dict[str, Any]:
 
 
 def _result_name(config: Config) -> str:
-    """The claim is about CIFAR-10; other data and smoke runs get files of their own."""
-    return "_".join([NAME, *([] if config.data == "cifar10" else [config.data]), *(["smoke"] if config.smoke else [])])
+    """The claim is CIFAR-10 by its recipe; other data, models and settings, and smoke runs, get files of their own."""
+    claim = _resolve(Config(data=config.data, seed=config.seed, dtype=config.dtype))
+    parts = [NAME] if config.data == "cifar10" else [NAME, config.data]
+    if config.smoke:
+        parts.append("smoke")
+    elif common.identity(config) != common.identity(claim):
+        parts += [config.model, common.config_digest(config)]
+    return "_".join(parts)
 
 
 if __name__ == "__main__":

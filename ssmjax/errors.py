@@ -18,7 +18,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("vim_tinny", ["vim_tiny", "mamba_130m"])
     " Did you mean 'vim_tiny'?"
     """
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    if not isinstance(name, str):
+        return ""
+    folded = {k.casefold(): k for k in known}
+    near = [folded[k] for k in difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.5)]
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 

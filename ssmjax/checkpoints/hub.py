@@ -250,6 +250,10 @@ def _check_replaceable(path: Path) -> None:
         raise ValueError(
             f"save_pretrained: the folder {str(path)!r} holds other files ({', '.join(others[:3])}); give a new one."
         )
+    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
+        raise ValueError(
+            f"save_pretrained: the folder {str(path)!r} holds another program's model (no {MANIFEST}); give a new one."
+        )
 
 
 def _local_folder(path_or_hub_id: str | Path) -> Path:

@@ -127,7 +127,7 @@ class CheckpointStore:
             return None
         raise CheckpointError(
             f"No checkpoint in {self.directory} can be used ({'; '.join(reports)}). Copy an intact one there, or "
-            "delete the folder (or start with `fresh=True`, `--fresh`) to begin anew."
+            "delete the folder (or start with `fresh=True`; on the command line, `--no-resume`) to begin anew."
         )
 
     def steps(self) -> list[int]:
@@ -251,7 +251,8 @@ def _check_signature(folder: Path, stored: Mapping[str, str], wanted: Mapping[st
     ]
     raise ValueError(
         f"Checkpoint {folder} is of another model or optimizer: {len(faults)} arrays differ ({'; '.join(faults[:8])}"
-        f"{'; ...' if len(faults) > 8 else ''}). Use another folder, or start anew with `fresh=True` (`--fresh`)."
+        f"{'; ...' if len(faults) > 8 else ''}). Use another folder, or start anew with "
+        "`fresh=True` (on the command line, `--no-resume`)."
     )
 
 

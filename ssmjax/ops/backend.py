@@ -177,8 +177,7 @@ def report() -> str:
     >>> "linear_scan: reference (argument): asked for by name" in ssmjax.ops.report()
     True
     """
-    lines = [f"{d.op}: {d.chosen} ({d.source}): {d.reason}" for d in _decisions]
-    return "\n".join(lines) or "No op was called yet."
+    return "\n".join(f"{d.op}: {d.chosen} ({d.source}): {d.reason}" for d in _decisions) or "No op was called yet."
 
 
 def _requested(op: str, implementation: str) -> tuple[str, str]:
@@ -189,7 +188,7 @@ def _requested(op: str, implementation: str) -> tuple[str, str]:
     for name, ops in reversed(_overrides.get()):
         if not ops or op in ops:
             return name, "use_implementation"
-    name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     _check_name(name, f"the environment variable {ENVIRONMENT_VARIABLE}")
     return name, "default" if name == "auto" else ENVIRONMENT_VARIABLE
 

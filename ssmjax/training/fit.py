@@ -280,7 +280,7 @@ def _resume(
         pairs = "; ".join(f"{name}: {stored.get(name)!r} there, {identity.get(name)!r} now" for name in changed)
         raise ValueError(
             f"fit: the checkpoints in {store.directory} are of a run with other settings ({pairs}). Use another "
-            "folder, or start anew with `fresh=True` (`--fresh`)."
+            "folder, or start anew with `fresh=True` (on the command line, `--no-resume`)."
         )
     logger.info("Resuming from step %d in %s.", start, store.directory)
     return restored, start, metadata["seconds"]

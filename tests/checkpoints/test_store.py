@@ -196,7 +196,9 @@ def test_a_foreign_file_is_noticed(folder):
 def test_all_damaged_is_an_error_that_says_what_to_do(folder):
     for step in (10, 20):
         flip(folder / str(step) / "arrays" / "_METADATA", np.random.default_rng(step))
-    with pytest.raises(CheckpointError, match=r"step 20: arrays/_METADATA .*step 10: .*delete the folder .*--fresh"):
+    with pytest.raises(
+        CheckpointError, match=r"step 20: arrays/_METADATA .*step 10: .*delete the folder .*--no-resume"
+    ):
         restore(folder)
 
 
@@ -262,7 +264,7 @@ def test_another_model(folder):
     del template["complex"]
     with CheckpointStore(folder) as store, pytest.raises(ValueError, match="3 arrays differ") as raised:
         store.restore(template)
-    for part in ("bfloat16[5] in the checkpoint, float32[5] wanted", "['more']: not in the checkpoint", "--fresh"):
+    for part in ("bfloat16[5] in the checkpoint, float32[5] wanted", "['more']: not in the checkpoint", "--no-resume"):
         assert part in str(raised.value)
 
 

@@ -30,8 +30,7 @@ def selective_scan_reference(x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, seg
         u, dt, B, C, reset = now
         h = jnp.where(reset[:, None, None], 0, h)
         h = jnp.exp(dt[..., None] * A[None]) * h + (dt * u)[..., None] * B
-        y = (C * h).sum(-1)
-        return h, 2 * y.real if jnp.iscomplexobj(A) else y
+        return h, (2 * (C * h).sum(-1).real if jnp.iscomplexobj(A) else (C * h).sum(-1))
 
     now = (u.swapaxes(0, 1), dt.swapaxes(0, 1), at_every_step(B), at_every_step(C), reset.T)
     h0 = jnp.zeros((b, *A.shape), number) if h0 is None else h0.astype(number)
