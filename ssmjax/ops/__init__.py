@@ -3,6 +3,15 @@
 from ssmjax.ops import scan_order
 from ssmjax.ops.backend import Implementation, registered_ops, report, use_implementation
 from ssmjax.ops.causal_conv1d import causal_conv1d
+from ssmjax.ops.fft_conv import fft_conv, fft_conv_nd, separable_kernel, two_sided_kernel
+from ssmjax.ops.kernels_s4 import (
+    discretize,
+    dplr_kernel,
+    dplr_matrices,
+    softmax_kernel,
+    vandermonde,
+    vandermonde_state,
+)
 from ssmjax.ops.linear_scan import linear_scan
 from ssmjax.ops.scan_order import apply_order, undo_order
 from ssmjax.ops.selective_scan import selective_scan
@@ -11,11 +20,21 @@ __all__ = [
     "Implementation",
     "apply_order",
     "causal_conv1d",
+    "discretize",
+    "dplr_kernel",
+    "dplr_matrices",
+    "fft_conv",
+    "fft_conv_nd",
     "linear_scan",
     "registered_ops",
     "report",
     "scan_order",
     "selective_scan",
+    "separable_kernel",
+    "softmax_kernel",
+    "two_sided_kernel",
     "undo_order",
     "use_implementation",
+    "vandermonde",
+    "vandermonde_state",
 ]

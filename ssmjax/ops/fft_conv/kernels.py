@@ -1,0 +1,80 @@
+"""Kernels put together from parts: two-sided ones, and products of kernels along axes."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from ssmjax import errors
+from ssmjax.shapes import Array, Float
+
+__all__ = ["separable_kernel", "two_sided_kernel"]
+
+
+def two_sided_kernel(
+    causal: Float[Array, "*c k d"], anticausal: Float[Array, "*c m d"], *, inclusive: bool = False
+) -> tuple[Float[jax.Array, "*c q d"], int]:
+    """One kernel from a causal half and a half that reads the future, for `fft_conv`.
+
+        y_t = sum_j causal_j x_(t-j) + sum_j anticausal_j x_(t+j+1)        (bidirectional S4 and S4ND)
+        y_t = sum_j causal_j x_(t-j) + sum_j anticausal_j x_(t+j)          with `inclusive` (bidirectional S5)
+
+    The two schools differ in whether the half that runs backward sees the step itself, which the other half has seen.
+
+    Args:
+        causal: Taps at the offsets 0, 1, 2, ... into the past, (*c k d).
+        anticausal: Taps into the future, (*c m d), the nearest first.
+        inclusive: Whether the first anticausal tap is at offset 0, too; the two taps there are added.
+
+    Returns:
+        The kernel, (*c k+m d), with `inclusive` one tap shorter, and the `origin` for `fft_conv`.
+
+    Raises:
+        ValueError: The halves have different channels or features.
+
+    >>> import jax.numpy as jnp, ssmjax.ops
+    >>> kernel, origin = ssmjax.ops.two_sided_kernel(jnp.array([[1.0], [2.0]]), jnp.array([[3.0], [4.0]]))
+    >>> kernel[:, 0].tolist(), origin
+    ([4.0, 3.0, 1.0, 2.0], 2)
+    """
+    if causal.shape[:-2] != anticausal.shape[:-2] or causal.shape[-1] != anticausal.shape[-1]:
+        wanted = f"of the channels and features of causal, {tuple(causal.shape)}"
+        raise errors.bad_shape("two_sided_kernel", "anticausal", anticausal, wanted)
+    future = jnp.flip(anticausal, axis=-2)
+    if not inclusive:
+        return jnp.concatenate([future, causal], axis=-2), anticausal.shape[-2]
+    middle = future[..., -1:, :] + causal[..., :1, :]
+    return jnp.concatenate([future[..., :-1, :], middle, causal[..., 1:, :]], axis=-2), anticausal.shape[-2] - 1
+
+
+def separable_kernel(kernels: Sequence[Float[Array, "r ..."]]) -> Float[jax.Array, "..."]:
+    """The kernel over several axes that is a sum of products of kernels along each, for `fft_conv_nd`.
+
+        K_(i j ...) = sum_r K1_(r i) K2_(r j) ...
+
+    section 3 of S4ND (https://arxiv.org/abs/2210.06583); a mean over r is the caller's factor.
+
+    Args:
+        kernels: For each spatial axis its kernels, (r *c k d), with a leading axis over the terms of the sum.
+
+    Returns:
+        (*c k1 k2 ... d).
+
+    Raises:
+        ValueError: The kernels have different terms, channels or features.
+
+    >>> import jax.numpy as jnp, ssmjax.ops
+    >>> ssmjax.ops.separable_kernel([jnp.array([[[1.0], [2.0]]]), jnp.array([[[1.0], [3.0]]])])[..., 0].tolist()
+    [[1.0, 3.0], [2.0, 6.0]]
+    """
+    first, *others = kernels
+    for kernel in others:
+        if kernel.shape[:-2] != first.shape[:-2] or kernel.shape[-1] != first.shape[-1]:
+            wanted = f"all of the terms, channels and features of the first, {tuple(first.shape)}"
+            raise errors.bad_shape("separable_kernel", "kernels", kernel, wanted)
+    lead = first.ndim - 2
+    product = jnp.asarray(first)
+    for axis, kernel in enumerate(others, start=1):
+        shape = *kernel.shape[:lead], *[1] * axis, *kernel.shape[lead:]
+        product = product[..., None, :] * kernel.reshape(shape)
+    return product.sum(axis=0)

@@ -1,0 +1,104 @@
+"""The convolution by real Fourier transforms, with its own VJP.
+
+The adjoints of a convolution are correlations, in which one transform is conjugated:
+
+    y = irfft(X K),    dx = irfft(dY K*),    dK = irfft(dY X*).
+
+So all transforms are real ones, of half the size of the complex ones to which JAX transposes a real transform, and the
+backward pass keeps the arguments alone. Features come before time inside: a transform runs along the last axis.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["fast_size", "fft_conv_xla"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def fft_conv_xla(x: jax.Array, kernel: jax.Array, origin: tuple[int, ...]) -> jax.Array:
+    """(b c *s d) from `x` (b *s d) and `kernel` (c *k d); as `reference.fft_conv_reference`."""
+    sides = _sides(x.shape[1:-1], kernel.shape[1:-1], origin)
+    X, K = _transform(_features_first(x), sides), _transform(_circular(_features_first(kernel), origin, sides), sides)
+    y = _inverse(X[:, None] * K[None], sides)
+    return jnp.moveaxis(_cut(y, x.shape[1:-1]), 2, -1)
+
+
+def _fwd(x, kernel, origin):
+    return fft_conv_xla(x, kernel, origin), (x, kernel)
+
+
+def _bwd(origin, saved, dy):
+    x, kernel = saved
+    sides = _sides(x.shape[1:-1], kernel.shape[1:-1], origin)
+    X, K = _transform(_features_first(x), sides), _transform(_circular(_features_first(kernel), origin, sides), sides)
+    dY = _transform(jnp.moveaxis(dy, -1, 2), sides)
+    dx = _cut(_inverse(jnp.sum(dY * K.conj()[None], axis=1), sides), x.shape[1:-1])
+    dK = _taps(_inverse(jnp.sum(dY * X.conj()[:, None], axis=0), sides), kernel.shape[1:-1], origin, sides)
+    return jnp.moveaxis(dx, 1, -1), jnp.moveaxis(dK, 1, -1)
+
+
+fft_conv_xla.defvjp(_fwd, _bwd)
+
+
+def fast_size(size: int) -> int:
+    """The least product of powers of 2, 3 and 5 that is not below `size`, which transforms are fast at."""
+    powers = [[base**e for e in range(size.bit_length() + 1)] for base in (3, 5)]
+    odd = (a * b for a, b in itertools.product(*powers) if a * b < 2 * size)
+    return min(factor << max(0, (-(-size // factor) - 1).bit_length()) for factor in odd)
+
+
+def _sides(
+    spatial: tuple[int, ...], taps: tuple[int, ...], origin: tuple[int, ...]
+) -> tuple[tuple[int, int, int], ...]:
+    """For each axis: the taps that can matter at offsets 0, 1, ... and -1, -2, ..., and the transform's size.
+
+    Of a circular convolution the outputs asked for are those of the linear one if it is at least as long as the input
+    and the further of the two reaches.
+    """
+    sides = []
+    for l, k, o in zip(spatial, taps, origin, strict=True):
+        past, future = min(k - o, l), min(o, l - 1)
+        sides.append((past, future, fast_size(l + max(past - 1, future))))
+    return tuple(sides)
+
+
+def _features_first(v: jax.Array) -> jax.Array:
+    return jnp.moveaxis(v, -1, 1)
+
+
+def _circular(kernel: jax.Array, origin: tuple[int, ...], sides) -> jax.Array:
+    """The kernel (c d *k) with offset 0 first and negative offsets at the end, as long as the transform."""
+    for axis, (o, (past, future, size)) in enumerate(zip(origin, sides, strict=True), start=2):
+        now = jax.lax.slice_in_dim(kernel, o, o + past, axis=axis)
+        before = jax.lax.slice_in_dim(kernel, o - future, o, axis=axis)
+        gap = jnp.zeros((*now.shape[:axis], size - past - future, *now.shape[axis + 1 :]), now.dtype)
+        kernel = jnp.concatenate([now, gap, before], axis=axis)
+    return kernel
+
+
+def _taps(circular: jax.Array, taps: tuple[int, ...], origin: tuple[int, ...], sides) -> jax.Array:
+    """The transpose of `_circular`."""
+    for axis, (k, o, (past, future, size)) in enumerate(zip(taps, origin, sides, strict=True), start=2):
+        now = jax.lax.slice_in_dim(circular, 0, past, axis=axis)
+        before = jax.lax.slice_in_dim(circular, size - future, size, axis=axis)
+        padding = [(0, 0)] * circular.ndim
+        padding[axis] = (o - future, k - o - past)
+        circular = jnp.pad(jnp.concatenate([before, now], axis=axis), padding)
+    return circular
+
+
+def _transform(v: jax.Array, sides) -> jax.Array:
+    sizes = [size for *_, size in sides]
+    return jnp.fft.rfftn(v, s=sizes, axes=range(v.ndim - len(sizes), v.ndim))
+
+
+def _inverse(V: jax.Array, sides) -> jax.Array:
+    sizes = [size for *_, size in sides]
+    return jnp.fft.irfftn(V, s=sizes, axes=range(V.ndim - len(sizes), V.ndim))
+
+
+def _cut(v: jax.Array, spatial: tuple[int, ...]) -> jax.Array:
+    return v[(..., *(slice(l) for l in spatial))]

@@ -1,0 +1,48 @@
+"""The discretized matrices of S4, dense: what its recurrent mode steps with."""
+
+import jax
+import jax.numpy as jnp
+
+from ssmjax.ops.kernels_s4.discretize import check_step
+from ssmjax.shapes import Array, Complex, Float
+
+__all__ = ["dplr_matrices"]
+
+
+def dplr_matrices(
+    A: Complex[Array, "h n"], P: Complex[Array, "r h n"], B: Complex[Array, "*m h n"], dt: Float[Array, "h"]
+) -> tuple[Complex[jax.Array, "h 2*n 2*n"], Complex[jax.Array, "*m h 2*n"]]:
+    """The matrices of `x_k = A_bar x_(k-1) + B_bar u_k` for a state matrix that is diagonal plus low rank.
+
+    The bilinear rule, equation 3 of S4 (https://arxiv.org/abs/2111.00396), for `A - sum_r P_r P_r*`:
+
+        A_bar = (1 - dt A / 2)^-1 (1 + dt A / 2),    B_bar = dt (1 - dt A / 2)^-1 B.
+
+    The state holds the n modes and then their n conjugates; the output is `C x` with `C` completed likewise.
+
+    Args:
+        A: Diagonal, (h n).
+        P: Low-rank part, (r h n).
+        B: Input vectors, (*m h n).
+        dt: Step sizes, (h).
+
+    Returns:
+        A_bar, (h 2n 2n), and B_bar, (*m h 2n), complex64 (complex128 from complex128).
+
+    Raises:
+        ValueError: A step is negative.
+
+    >>> import jax.numpy as jnp, ssmjax.ops
+    >>> A, P, B = jnp.full((1, 1), -1 + 0j), jnp.zeros((1, 1, 1), complex), jnp.ones((1, 1), complex)
+    >>> A_bar, B_bar = ssmjax.ops.dplr_matrices(A, P, B, jnp.array([0.5]))
+    >>> A_bar.real.round(2).tolist(), B_bar.real.round(2).tolist()
+    ([[[0.6, 0.0], [0.0, 0.6]]], [[0.4, 0.4]])
+    """
+    check_step("dplr_matrices", "dt", dt)
+    A, P, B = (jnp.concatenate([v, jnp.conj(v)], axis=-1) for v in (A, P, B))
+    eye = jnp.eye(A.shape[-1], dtype=A.dtype)[None]
+    half = 0.5 * dt[:, None, None] * (A[..., None] * eye - jnp.einsum("rhi,rhj->hij", P, P.conj(), precision="highest"))
+    inverse = jnp.linalg.inv(eye - half)
+    A_bar = jnp.einsum("hij,hjk->hik", inverse, eye + half, precision="highest")
+    dt_B = (dt[None, :, None] * B.reshape(-1, *A.shape)).reshape(B.shape)
+    return A_bar, jnp.einsum("hij,...hj->...hi", inverse, dt_B, precision="highest")
