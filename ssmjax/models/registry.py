@@ -81,6 +81,12 @@ def register_model(name: str, family: str, config: Any) -> None:
     >>> create_model("vim_pico").config.depth
     2
     """
+    if family not in _families:
+        raise errors.unknown_name("model family", family, sorted(_families))
+    if not isinstance(config, _families[family].config):
+        raise errors.bad_argument("register_model", "config", config, f"a {_families[family].config.__name__}")
+    if _models.get(name, Model(name, family, config)) != Model(name, family, config):
+        raise errors.bad_argument("register_model", "name", name, "a name that is not taken by another configuration")
     _models[name] = Model(name, family, config)
 
 

@@ -133,7 +133,7 @@ class VimConfig:
         else:
             remedy = "Or use the plain patches: stem='patch'."
             require(self, "patch_size", step >= 2 and step & (step - 1) == 0, "a power of two for stem='conv'", remedy)
-            require(self, "img_size", min(self.size) >= 1, "at least 1")
+            require(self, "img_size", min(self.size) >= step, f"at least the patch size {step}")
         require(self, "depth", not self.alternate_layers or self.depth % 2 == 0, "even with alternate_layers=True")
         if self.rope:
             require(self, "d_model", self.d_model % 4 == 0, "a multiple of 4 with rope=True")

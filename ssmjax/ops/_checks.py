@@ -7,7 +7,22 @@ import jax.numpy as jnp
 
 from ssmjax import errors
 
-__all__ = ["require_dtype", "require_shape"]
+__all__ = ["require_arrays", "require_dtype", "require_flags", "require_shape"]
+
+
+def require_arrays(where: str, **arrays: Any) -> None:
+    """Checks that arguments are arrays; None, lists and numbers are not."""
+    for name, v in arrays.items():
+        if not hasattr(v, "dtype") or not hasattr(v, "ndim"):
+            raise errors.bad_shape(where, name, v, "an array", f"Make it one: jnp.asarray({name}).")
+
+
+def require_flags(where: str, **flags: Any) -> None:
+    """Checks that switches are Python bools, which decide what is compiled; under `jax.jit` they must be static."""
+    for name, v in flags.items():
+        if not isinstance(v, bool):
+            remedy = f'Under jax.jit, keep it out of the traced arguments: jax.jit(f, static_argnames="{name}").'
+            raise errors.bad_argument(where, name, v, "True or False", remedy)
 
 
 def require_dtype(where: str, arrays: Mapping[str, Any], kind: type, wanted: str) -> None:

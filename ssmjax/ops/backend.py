@@ -86,6 +86,8 @@ def register_op(
     expected: Callable[..., Any],
 ) -> None:
     """Adds an op to the registry; the arguments are the fields of `Op`."""
+    if not callable(function):
+        raise errors.bad_argument("register_op", "function", function, "callable")
     _ops[name] = Op(name, function, implementations, example, expected)
 
 

@@ -28,10 +28,12 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     [{'kind': 'train', 'step': 1, 'loss': 0.5}]
     """
     records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except ValueError:
+            break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             break
         records.append({name: math.nan if value is None else value for name, value in record.items()})
     return records

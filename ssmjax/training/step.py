@@ -60,8 +60,9 @@ def make_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the step, to be jitted by the caller.
 
-    A step whose loss or gradients are not finite changes nothing but the counters. After `max_bad_steps` of them in a
-    row all later steps are skipped too, so that the state is still that of the last good step when the host looks.
+    A step whose loss, gradients or updates are not finite changes nothing but the counters. After `max_bad_steps` of
+    them in a row all later steps are skipped too, so that the state is still that of the last good step when the host
+    looks.
 
     Args:
         layout: The model without its arrays.
@@ -93,7 +94,8 @@ def make_step(
         ema = None if ema_decay is None else optax.incremental_update(params, state.ema, 1.0 - ema_decay)
 
         grad_norm = optax.tree.norm(grads)
-        good = jnp.isfinite(value) & jnp.isfinite(grad_norm) & (state.bad_streak < max_bad_steps)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
+        good = finite & (state.bad_streak < max_bad_steps)
         new = {"params": params, "rest": rest, "opt_state": opt_state, "ema": ema}
         old = {name: getattr(state, name) for name in new}
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)

@@ -152,3 +152,15 @@ def test_dtype_may_be_a_jax_type():
 def test_configurations_are_values():
     config = ssmjax.model_config("vim_nano")
     assert config == dataclasses.replace(config) and hash(config) == hash(dataclasses.replace(config))
+
+
+def test_a_name_is_not_redefined_and_a_config_is_checked():
+    from ssmjax.models.registry import register_model
+    from ssmjax.models.vim import VimConfig
+
+    with pytest.raises(ValueError, match="name must be a name that is not taken"):
+        register_model("vim_tiny", "vim", VimConfig(depth=1))
+    with pytest.raises(ValueError, match="Unknown model family 'vimm'.*Did you mean 'vim'"):
+        register_model("vim_other", "vimm", VimConfig())
+    with pytest.raises(ValueError, match="config must be a VimConfig"):
+        register_model("vim_other", "vim", {"depth": 1})

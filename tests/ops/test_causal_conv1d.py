@@ -116,3 +116,10 @@ def test_errors(x, weight, kwargs, message):
     kwargs = {k: jnp.ones(v) if isinstance(v, tuple) else v for k, v in kwargs.items()}
     with pytest.raises(ValueError, match=message):
         ops.causal_conv1d(jnp.ones(x), jnp.ones(weight), **kwargs)
+
+
+def test_a_float32_state_is_not_rounded_to_a_bfloat16_input():
+    x, weight = jnp.ones((1, 3, 2), jnp.bfloat16), jnp.ones((3, 2))
+    state = jnp.full((1, 2, 2), 100.4)
+    got, wanted = (ops.causal_conv1d(x, weight, state=state, implementation=i) for i in ("xla", "reference"))
+    chex.assert_trees_all_equal(got, wanted)

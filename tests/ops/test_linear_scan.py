@@ -105,3 +105,10 @@ def test_errors():
         ops.linear_scan(one, one.astype(jnp.int32))
     with pytest.raises(ValueError, match="h0 must be real when a and x are real"):
         ops.linear_scan(one, one, 1j * one[:, 0])
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_no_steps(batch):
+    h, state = ops.linear_scan(jnp.ones((batch, 0, 3)), jnp.ones((batch, 0, 3)), return_state=True)
+    chex.assert_shape(h, (batch, 0, 3))
+    chex.assert_trees_all_close(state, jnp.zeros((batch, 3)))

@@ -1,5 +1,6 @@
 """What a wrong call of the selective scan is told."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -36,7 +37,7 @@ def test_wrong_dtypes_and_names():
     right = {name: jnp.ones(shape) for name, shape in RIGHT.items()}
     with pytest.raises(ValueError, match="x must be a real floating array, got .* int32"):
         ops.selective_scan(**right | {"x": jnp.ones((2, 6, 4), jnp.int32)})
-    with pytest.raises(ValueError, match="x must be a real floating array, got a list"):
+    with pytest.raises(ValueError, match="x must be an array, got a list"):
         ops.selective_scan(**right | {"x": [1.0]})
     with pytest.raises(ValueError, match="B must be real when A is real"):
         ops.selective_scan(**right | {"B": 1j * right["B"]})
@@ -46,3 +47,14 @@ def test_wrong_dtypes_and_names():
         ops.selective_scan(**right, implementation="pallas_mosaic")
     with pytest.raises(NotImplementedError, match="an axis has size 0"):
         ops.selective_scan(**{k: v[:, :0] if k != "A" else v for k, v in right.items()}, implementation="xla")
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_missing_arrays_and_traced_flags():
+    right = {name: jnp.ones(shape) for name, shape in RIGHT.items()}
+    with pytest.raises(ValueError, match="A must be an array, got a NoneType"):
+        ops.selective_scan(**right | {"A": None})
+    with pytest.raises(ValueError, match="reverse must be True or False, got 'no'"):
+        ops.selective_scan(**right, reverse="no")
+    with pytest.raises(ValueError, match="reverse must be True or False.*static_argnames"):
+        jax.jit(ops.selective_scan)(**right, reverse=True)

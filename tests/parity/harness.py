@@ -278,6 +278,7 @@ def _lacks_arrays(path: Path) -> bool:
     if path.with_suffix(".npz").exists():
         return False
     try:
-        return "family" in json.loads(path.read_text())
-    except ValueError:
+        described = json.loads(path.read_text())
+        return isinstance(described, dict) and "family" in described
+    except (OSError, ValueError):
         return True

@@ -20,13 +20,15 @@ def causal_conv1d_xla(x, weight, bias, activation, state, segment_ids, reverse):
     k = weight.shape[0]
     if state is None:
         state = jnp.zeros((x.shape[0], k - 1, x.shape[2]), x.dtype)
-    pieces = [x, state.astype(x.dtype)] if reverse else [state.astype(x.dtype), x]
+    wide = jnp.promote_types(x.dtype, state.dtype)  # a float32 state is not rounded to a bfloat16 input
+    pieces = [v.astype(wide) for v in ((x, state) if reverse else (state, x))]
     weight = weight[::-1] if reverse else weight
     run = None
     if segment_ids is not None:
         run = jnp.pad(run_of(segment_ids), ((0, 0), (0, k - 1) if reverse else (k - 1, 0)), mode="edge")
     window = jnp.concatenate(pieces, axis=1)
-    return _correlate(activation, 0 if reverse else k - 1, *_compat.vary_alike((window, weight, bias, run)))
+    y = _correlate(activation, 0 if reverse else k - 1, *_compat.vary_alike((window, weight, bias, run)))
+    return y.astype(x.dtype)
 
 
 def run_of(segment_ids: jax.Array) -> jax.Array:

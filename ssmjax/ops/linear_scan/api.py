@@ -53,6 +53,8 @@ def linear_scan(
     >>> ssmjax.ops.linear_scan(jnp.full((1, 4), 0.5), jnp.ones((1, 4))).tolist()
     [[1.0, 1.5, 1.75, 1.875]]
     """
+    _checks.require_arrays("linear_scan", a=a, x=x)
+    _checks.require_flags("linear_scan", reverse=reverse, return_state=return_state)
     _check(a, x, h0)
     available = dict.fromkeys(IMPLEMENTATIONS)
     if 0 in x.shape:
