@@ -22,7 +22,7 @@ help:  ## list the targets
 # What a newcomer runs -------------------------------------------------------------------------------------------------
 
 demo: .venv/.ready  ## train vim_nano on 1,797 embedded handwritten digits: no download, minutes on two cores
-	@$(RUN) -m experiments.vim_cifar --data digits $(DEMO_FLAGS)
+	@$(RUN) -m experiments.vim_cifar --data digits --out-dir runs/demo $(DEMO_FLAGS)
 
 test: .venv/.ready  ## the default tests
 	@$(RUN) -m pytest $(PYTEST_FLAGS)
@@ -43,12 +43,12 @@ test-notebooks: .venv/.ready  ## execute the notebooks in smoke form
 
 test-colab-pins: .venv-colab/.ready  ## the default tests and the demo on a stock Colab's jax and flax, Python 3.13 where found
 	@.venv-colab/bin/python -m pytest $(PYTEST_FLAGS)
-	@.venv-colab/bin/python -m experiments.vim_cifar --data digits $(DEMO_FLAGS)
+	@.venv-colab/bin/python -m experiments.vim_cifar --data digits --out-dir runs/demo $(DEMO_FLAGS)
 
 test-newest:  ## the default tests and the demo on the newest jax and flax (Python >= 3.12), upgraded on every call
 	@.ci/make-venv .venv-newest "$(call choose_python,3.12)" --upgrade -e "$(EXTRAS)"
 	@.venv-newest/bin/python -m pytest $(PYTEST_FLAGS)
-	@.venv-newest/bin/python -m experiments.vim_cifar --data digits $(DEMO_FLAGS)
+	@.venv-newest/bin/python -m experiments.vim_cifar --data digits --out-dir runs/demo $(DEMO_FLAGS)
 
 # For developers -------------------------------------------------------------------------------------------------------
 
