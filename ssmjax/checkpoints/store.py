@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ssmjax.checkpoints.lock import FolderLock
 from ssmjax.checkpoints.manifest import MANIFEST, verify_manifest, write_manifest
 from ssmjax.errors import bad_argument
 
@@ -40,6 +41,7 @@ class CheckpointStore:
 
     Raises:
         ValueError: `keep` is less than 1.
+        CheckpointError: Another process, or another store of this one, has the folder open.
 
     >>> import tempfile, jax.numpy as jnp
     >>> with CheckpointStore(tempfile.mkdtemp()) as store:
@@ -57,6 +59,12 @@ class CheckpointStore:
         self.directory = Path(directory).absolute()
         self._keep = keep
         self._ocp = ocp
+        self._lock = FolderLock(self.directory)
+        if not self._lock.acquire():
+            raise CheckpointError(
+                f"{self.directory} is in use by another run. Two runs would remove each other's checkpoints: wait for it, "
+                "stop it, or use another folder."
+            )
         self._manager = self._open()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -68,7 +76,8 @@ class CheckpointStore:
         Every step newer than this one is discarded when it has finished: it is damaged, or of a run that was rewound.
 
         Args:
-            step: The number of the step; a step of the same number is replaced.
+            step: The number of the step. A step of the same number is removed first: until this one has finished, the
+                newest good step is an older one.
             tree: Any pytree of arrays. They may be donated as soon as this returns.
             metadata: What else to remember, as JSON can hold it.
 
@@ -162,6 +171,7 @@ class CheckpointStore:
         finally:
             self._worker.shutdown()
             self._manager.close()
+            self._lock.release()
 
     def __enter__(self) -> "CheckpointStore":
         return self

@@ -285,8 +285,10 @@ class Vim(nnx.Module):
         if config.class_token == "none" and config.pool != "last":
             x, _ = add_norm(self.norm_f, hidden, residual)
             return x.mean(1) if config.pool == "mean" else x
-        read = np.array(config.class_positions or (config.length - 1,))
-        x, _ = add_norm(self.norm_f, hidden[:, read], residual[:, read])
+        places = config.class_positions or (config.length - 1,)
+        # Slices, whose gradient is a pad; an index array's would be a scatter-add.
+        read = (jnp.concatenate([x[:, place : place + 1] for place in places], axis=1) for x in (hidden, residual))
+        x, _ = add_norm(self.norm_f, *read)
         return x.mean(1)
 
     def tokens(self, images: Array) -> Float[jax.Array, "b l d"]:

@@ -326,3 +326,10 @@ def test_a_write_that_the_system_refuses(tmp_path):
     assert "The older checkpoints there were kept." in done.stdout
     assert "STEP 10 True" in done.stdout
     assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_has_one_store_at_a_time(tmp_path):
+    with CheckpointStore(tmp_path):
+        with pytest.raises(CheckpointError, match="in use by another run"):
+            CheckpointStore(tmp_path)
+    CheckpointStore(tmp_path).close()
