@@ -1,12 +1,14 @@
-"""Times the ops against other pure-JAX forms: `python -m benchmarks.ops`.
+"""Times ops and layers against other forms of them: `python -m benchmarks.ops`.
 
-Every variant is first checked against the op's reference, outputs and gradients; one that is wrong stops the run. Then
-forward, and forward with backward, are timed in turns. What is compared and how: benchmarks/README.md.
+Every variant is first checked against a reference, outputs and gradients; one that is wrong stops the run. Then
+forward, and forward with backward, are timed in turns. `--peer FOLDER` times the original implementations too, from the
+user's copy of their sources. What is compared and how: benchmarks/README.md.
 """
 
 import dataclasses
 import importlib.metadata
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -15,14 +17,23 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from benchmarks.cases import CASES, Case
+from benchmarks import peers
+from benchmarks.cases import CASES as OP_CASES
+from benchmarks.cases import Case
+from benchmarks.layer_cases import LAYER_CASES
 from benchmarks.timing import bandwidth, compile_all, time_in_turns
 from ssmjax import errors
 
-__all__ = ["Config", "main"]
+__all__ = ["Config", "main", "stamp"]
+
+CASES = OP_CASES | LAYER_CASES
+"""For each op and layer its case and its default shapes."""
 
 GATE = {"forward": {"float32": 1e-4, "bfloat16": 5e-2}, "forward+backward": {"float32": 1e-3, "bfloat16": 1e-1}}
 """Largest relative error that passes the gate, by pass and dtype."""
+
+PEER_GATE = 1e-3
+"""Of an original implementation, whose own float32 error is up to 2e-4 (S4's kernel at 4,096 steps)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +41,9 @@ class Config:
     """What to run.
 
     Attributes:
-        op: Ops to time; all by default.
+        op: Ops and layers to time; by default all, or with `peer` the layers that have one.
         shapes: Shapes such as `2x1024x256x16` (b l e n); each op's default otherwise.
+        peer: A folder with sources of the original implementations, which are timed in turns with ours.
         dtype: float32 or bfloat16.
         rounds: Timed runs of each variant.
         memory_length: Length at which the selective scan's peak memory is compiled, not run; 0 for none.
@@ -40,6 +52,7 @@ class Config:
 
     op: tuple[str, ...] = ()
     shapes: tuple[str, ...] = ()
+    peer: pathlib.Path | None = None
     dtype: str = "float32"
     rounds: int = 15
     memory_length: int = 8192
@@ -51,23 +64,26 @@ def main(config: Config) -> list[dict]:
     for op in config.op:
         if op not in CASES:
             raise errors.unknown_name("benchmark", op, list(CASES))
+    sources = peers.find_sources(config.peer) if config.peer else {}
+    chosen = config.op or tuple(sources) or tuple(CASES)
     device = jax.devices()[0].device_kind.lower().replace(" ", "_")
     bytes_per_second = bandwidth()
     records = []
-    for op in config.op or CASES:
+    for op in chosen:
         make_case, default_shapes = CASES[op]
         for shape in config.shapes or default_shapes:
-            case = make_case(tuple(map(int, shape.split("x"))), jnp.dtype(config.dtype))
-            timed = _time(op, shape, case, config, bytes_per_second)
+            sizes = tuple(map(int, shape.split("x")))
+            case = make_case(sizes, jnp.dtype(config.dtype))
+            peer = _checked_peer(op, sources[op], sizes, case) if op in sources else None
+            timed = _time(op, shape, case, config, bytes_per_second, peer)
             records += timed
             _print_table(op, shape, timed)
-    if config.memory_length and "selective_scan" in (config.op or CASES):
+    if config.memory_length and "selective_scan" in chosen:
         shape = f"2x{config.memory_length}x256x16"
         measured = _measure_memory(shape)
         records += measured
         _print_memory(shape, measured)
-    stamp = _stamp(device)
-    records = [record | stamp for record in records]
+    records = [record | stamp() for record in records]
     out = config.out or pathlib.Path(__file__).parent / "results" / f"{device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(_merged(out, records), indent=1) + "\n")
@@ -88,7 +104,19 @@ def _passes(case: Case, function) -> dict:
     return {"forward": forward, "forward+backward": both}
 
 
-def _time(op: str, shape: str, case: Case, config: Config, bytes_per_second: float) -> list[dict]:
+def _checked_peer(op: str, source: pathlib.Path, sizes: tuple[int, ...], case: Case) -> peers.Peer:
+    """The original implementation, once our layer has given its outputs and gradients with its weights."""
+    peer = peers.load_peer(op, source, sizes)
+    for which, error in peers.mismatch(case, peer).items():
+        if not error <= PEER_GATE:
+            raise SystemExit(f"{op} {which}: ours differs from {peer.name!r} by {error:.1e}. Nothing was timed.")
+        print(f"{op} {which}: ours gives what {peer.name!r} gives with its weights, relative error {error:.1e}")
+    return peer
+
+
+def _time(
+    op: str, shape: str, case: Case, config: Config, bytes_per_second: float, peer: peers.Peer | None = None
+) -> list[dict]:
     """Records of one op at one shape: all variants, both passes."""
     dy = jax.random.normal(jax.random.key(1), jax.eval_shape(case.reference, *case.args).shape, config.dtype)
     args = *case.args, dy
@@ -103,8 +131,10 @@ def _time(op: str, shape: str, case: Case, config: Config, bytes_per_second: flo
                 raise SystemExit(
                     f"{op} {shape} {which}: {name!r} is wrong, relative error {error:.1e}. Nothing was timed."
                 )
-        timed = time_in_turns({name: c.call for name, c in compiled.items()}, args, config.rounds)
-        for name, times in timed.items():
+        calls = {name: c.call for name, c in compiled.items()}
+        if peer:
+            calls[peer.name] = lambda *_, run=peer.passes[which]: run()
+        for name, times in time_in_turns(calls, args, config.rounds).items():
             records.append(
                 {
                     "op": op,
@@ -116,8 +146,8 @@ def _time(op: str, shape: str, case: Case, config: Config, bytes_per_second: flo
                     "spread": round(times.spread, 3),
                     "ms_least": round(times.least, 4),
                     "floor_ms": round(1e3 * case.cost.bytes / bytes_per_second, 4) if which == "forward" else None,
-                    "error": found[name],
-                    "temp_mb": round(compiled[name].temp_bytes / 1e6, 3),
+                    "error": found.get(name),
+                    "temp_mb": round(compiled[name].temp_bytes / 1e6, 3) if name in compiled else None,
                 }
             )
     return records
@@ -151,7 +181,18 @@ def _print_table(op: str, shape: str, records: list[dict]) -> None:
         for r in sorted(rows, key=lambda r: r["ms_least"]):
             ratio = f"{r['ms_least'] / best:6.2f}x best opponent" if best else ""
             time = f"{r['ms']:9.2f} ms +-{r['spread']:4.0%}, least {r['ms_least']:9.2f}"
-            print(f"  {r['variant']:52s} {time}  {r['temp_mb']:8.1f} MB  {ratio}")
+            memory = "" if r["temp_mb"] is None else f"{r['temp_mb']:.1f} MB"
+            print(f"  {r['variant']:52s} {time}  {memory:>11s}  {ratio}")
+        _print_peer(rows)
+
+
+def _print_peer(rows: list[dict]) -> None:
+    ours = next(r for r in rows if r["variant"] == "ours: auto")
+    for theirs in (r for r in rows if r["variant"].startswith("peer: ")):
+        print(
+            f"  ours {ours['ms_least']:.1f} ms, theirs {theirs['ms_least']:.1f} ms, "
+            f"ratio {theirs['ms_least'] / ours['ms_least']:.2f} (of the medians {theirs['ms'] / ours['ms']:.2f})"
+        )
 
 
 def _print_memory(shape: str, records: list[dict]) -> None:
@@ -161,13 +202,15 @@ def _print_memory(shape: str, records: list[dict]) -> None:
         print(f"  {r['variant']:52s} {r['temp_mb']:10.1f} MB  1/{whole / r['temp_mb']:.0f} of the materialized form")
 
 
-def _stamp(device: str) -> dict:
-    """Where the numbers come from."""
+def stamp() -> dict:
+    """Where numbers come from: device, cores, commit, versions."""
+    device = jax.devices()[0].device_kind.lower().replace(" ", "_")
     command = ["git", "describe", "--always", "--dirty"]
     git = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent, check=False)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
     versions["python"] = sys.version.split()[0]
-    return {"device": device, "commit": git.stdout.strip() or "uncommitted", "versions": versions}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"device": device, "cores": cores, "commit": git.stdout.strip() or "uncommitted", "versions": versions}
 
 
 def _merged(out: pathlib.Path, records: list[dict]) -> list[dict]:

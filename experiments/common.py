@@ -12,18 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from ssmjax.checkpoints.store import CheckpointError
 from ssmjax.data import DataUnavailable
 from ssmjax.training.guards import TrainingDiverged
 
-__all__ = ["accelerator_dtype", "command", "config_digest", "identity", "require_writable", "result_paths", "run_cli"]
+__all__ = [
+    "accelerator_dtype",
+    "command",
+    "config_digest",
+    "identity",
+    "kept",
+    "require_writable",
+    "result_paths",
+    "run_cli",
+]
 
 RESULTS = Path("experiments/results")
 FIGURES = Path("figures")
 
 _PATHS = ("data_dir", "download_dir", "out_dir", "runs_dir")
-_NOT_IDENTITY = (*_PATHS, "seeds", "resume", "progress", "tensorboard", "profile")
+_NOT_IDENTITY = (*_PATHS, "seeds", "minutes", "resume", "progress", "tensorboard", "profile")
 
 
 def run_cli(main: Callable[[Any], Any], config: type) -> None:
@@ -88,9 +98,10 @@ def config_digest(config: Any) -> str:
 def command(name: str, config: Any, default: Any) -> str:
     """The command line of a configuration: the fields that differ from the defaults, without folders and display."""
     flags = []
-    for field in dataclasses.fields(config):
+    own = type(config).__annotations__  # an experiment's own settings come before those of all experiments
+    for field in sorted(dataclasses.fields(config), key=lambda field: field.name not in own):
         value = getattr(config, field.name)
-        if value == getattr(default, field.name) or field.name in (*_PATHS, "progress"):
+        if value == getattr(default, field.name) or field.name in (*_PATHS, "minutes", "progress"):
             continue
         flag = field.name.replace("_", "-")
         flags.append(f"--no-{flag}" if value is False else f"--{flag}" if value is True else f"--{flag} {value}")
@@ -100,3 +111,22 @@ def command(name: str, config: Any, default: Any) -> str:
 def result_paths(out_dir: Path, name: str) -> tuple[Path, Path]:
     """Where an experiment writes: `experiments/results/<name>.json` and `figures/<name>.png` under `out_dir`."""
     return out_dir / RESULTS / f"{name}.json", out_dir / FIGURES / f"{name}.png"
+
+
+def kept(path: Path, draw: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of a file, which the first call makes; written under another name first, so that it is never partial.
+
+    Args:
+        path: The npz file.
+        draw: Makes the arrays.
+    """
+    if path.is_file():
+        with np.load(path) as stored:
+            return dict(stored)
+    print(f"Drawing {path}")
+    arrays = draw()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
+    np.savez(part, **arrays)
+    os.replace(part, path)
+    return arrays

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-__all__ = ["decode_images", "draw_classifier", "encode_images"]
+__all__ = ["decode_images", "draw_classifier", "draw_confusion", "draw_curves", "encode_images"]
 
 _TRAIN, _TEST, _GRID = "#3b6fb6", "#c8553d", "#dddddd"
 
@@ -48,8 +48,8 @@ def draw_classifier(results: Path, figure: Path) -> None:
     images = decode_images(shown["images"])
     fig = plt.figure(figsize=(13, 7.6), layout="constrained")
     grid = fig.add_gridspec(2, 3, height_ratios=[3, 1.15])
-    _curves(fig.add_subplot(grid[0, 0]), fig.add_subplot(grid[0, 1]), record)
-    _confusion(fig.add_subplot(grid[0, 2]), np.asarray(record["confusion"]), names)
+    draw_curves(fig.add_subplot(grid[0, 0]), fig.add_subplot(grid[0, 1]), record)
+    draw_confusion(fig.add_subplot(grid[0, 2]), np.asarray(record["confusion"]), names)
     strip = grid[1, :].subgridspec(1, len(images))
     for i, (image, label, predicted) in enumerate(zip(images, shown["label"], shown["predicted"], strict=True)):
         ax = fig.add_subplot(strip[0, i])
@@ -75,12 +75,12 @@ def _title(record: dict[str, Any]) -> str:
     )
 
 
-def _curves(loss_ax: Any, accuracy_ax: Any, record: dict[str, Any]) -> None:
+def draw_curves(loss_ax: Any, accuracy_ax: Any, record: dict[str, Any]) -> None:
     for i, curves in enumerate(record["curves"]):
         train, test = curves["train"], curves["test"]
-        names = ("training (augmented)", "test") if i == 0 else (None, None)
+        names = ("training", "test") if i == 0 else (None, None)
         training = {"color": _TRAIN, "lw": 1, "alpha": 0.6, "label": names[0]}
-        testing = {"color": _TEST, "lw": 1.5, "label": names[1]}
+        testing = {"color": _TEST, "lw": 1.5, "marker": ".", "ms": 4, "label": names[1]}
         loss_ax.plot(train["epoch"], train["loss"], **training)
         loss_ax.plot(test["epoch"], test["loss"], **testing)
         accuracy_ax.plot(train["epoch"], 100 * np.asarray(train["accuracy"]), **training)
@@ -92,7 +92,7 @@ def _curves(loss_ax: Any, accuracy_ax: Any, record: dict[str, Any]) -> None:
         ax.legend(frameon=False)
 
 
-def _confusion(ax: Any, counts: np.ndarray, names: list[str]) -> None:
+def draw_confusion(ax: Any, counts: np.ndarray, names: list[str]) -> None:
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     ax.set_title("confusion matrix, % of a true class (first seed)", fontsize=10)

@@ -2,14 +2,19 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments import discretisation_study, lti_shootout
 from experiments.common import RESULTS
 
-__all__ = ["classifier_table", "main"]
+__all__ = ["TABLES", "classifier_table", "main", "render", "sequence_table"]
 
 README = Path("README.md")
+
+Table = Callable[[list[dict[str, Any]]], str]
+"""Makes Markdown of results files."""
 
 
 def classifier_table(records: list[dict[str, Any]]) -> str:
@@ -20,12 +25,11 @@ def classifier_table(records: list[dict[str, Any]]) -> str:
     ]
     for record in records:
         accuracy, minutes = record["metrics"]["test_accuracy"], record["seconds"]["mean"] / 60
-        spread = f" ± {100 * accuracy['spread']:.2f}" if len(record["seeds"]) > 1 else ""
         cells = [
             record["data"]["name"],
             record["config"]["model"],
             f"{record['parameters'] / 1e6:.2f} M",
-            f"{100 * accuracy['mean']:.2f}{spread}",
+            _percent(accuracy),
             str(len(record["seeds"])),
             f"{minutes:.1f}",
             record["device"]["kind"],
@@ -35,14 +39,85 @@ def classifier_table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def sequence_table(records: list[dict[str, Any]]) -> str:
+    """One row for each results file of a sequence classifier, in Markdown, with the published value beside ours."""
+    lines = [
+        "| data | layer | length | parameters | test accuracy, % | published, % | seeds | minutes | device | command |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        data, published = record["data"], record.get("published")
+        accuracy = [_percent(record["metrics"]["test_accuracy"])]
+        if "half_rate_accuracy" in record["metrics"]:
+            accuracy.append(f"{_percent(record['metrics']['half_rate_accuracy'])} at half the rate")
+        if "baseline" in record:
+            accuracy.append(f"{record['baseline']['label']}: {record['baseline']['accuracy']:.1f}")
+        cells = [
+            data["name"],
+            record["config"]["layer"],
+            f"{data['length']:,}",
+            f"{record['parameters']:,}",
+            "; ".join(accuracy),
+            f"{published['accuracy']:.2f} ({published['label']}, {published['source']})" if published else "",
+            str(len(record["seeds"])),
+            f"{record['seconds']['mean'] / 60:.1f}",
+            record["device"]["kind"],
+            f"`{record['command']}`",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _percent(found: dict[str, Any]) -> str:
+    spread = f" ± {100 * found['spread']:.2f}" if found["spread"] is not None else ""
+    return f"{100 * found['mean']:.2f}{spread}"
+
+
+def _one_by_one(table: Callable[[dict[str, Any]], str]) -> Table:
+    """The tables of several results files one below the other, each under the command that made it."""
+
+    def tables(records: list[dict[str, Any]]) -> str:
+        return "\n\n".join(
+            f"`{record['command']}`, {len(record['seeds'])} seed(s) on {record['device']['kind']}:\n\n{table(record)}"
+            for record in records
+        )
+
+    return tables
+
+
+TABLES: dict[str, tuple[tuple[str, ...], Table]] = {
+    "vim_cifar": (("vim_cifar",), classifier_table),
+    "sequences": (
+        ("s4_smnist", "s5_listops", "s5_scifar", "s4_spoken_digits", "s4nd_cifar", "pathfinder32"),
+        sequence_table,
+    ),
+    "lti_shootout": (("lti_shootout",), _one_by_one(lti_shootout.table)),
+    "discretisation_study": (("discretisation_study",), _one_by_one(discretisation_study.table)),
+}
+"""The experiments whose results each table of README shows, by the name in its markers, and how it is written."""
+
+
+def render(name: str, folder: Path = RESULTS) -> str:
+    """The table of a name in `TABLES`, from the results files of a folder, without smoke runs."""
+    experiments, table = TABLES[name]
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    wanted = [record for record in records if record["name"] in experiments and not record["config"]["smoke"]]
+    return table(sorted(wanted, key=lambda record: experiments.index(record["name"])))
+
+
+def _constant(text: str) -> Callable[[re.Match[str]], str]:
+    return lambda _: text  # a replacement that is a function keeps its backslashes
+
+
 def main() -> None:
-    """Rewrites README between the markers of each experiment."""
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("vim_cifar*.json"))]
-    table = classifier_table([record for record in records if not record["config"]["smoke"]])
-    begin, end = "<!-- results:vim_cifar -->", "<!-- /results:vim_cifar -->"
+    """Rewrites README between the markers `<!-- results:NAME -->` and `<!-- /results:NAME -->` that it has."""
     text = README.read_text(encoding="utf-8")
-    README.write_text(re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL), "utf-8")
-    print(f"{README}: {len(records)} results")
+    for name in TABLES:
+        begin, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
+        table = render(name)
+        text = re.sub(f"{begin}.*{end}", _constant(f"{begin}\n{table}\n{end}"), text, flags=re.DOTALL)
+    README.write_text(text, "utf-8")
+    print(f"{README}: the tables {', '.join(TABLES)}")
 
 
 if __name__ == "__main__":

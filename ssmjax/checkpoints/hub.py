@@ -134,7 +134,7 @@ def load_pretrained(path_or_hub_id: str | Path, *, seed: int = 0, **overrides: A
 def _adapt(arrays: Mapping[str, Any], family: str, saved: Any, config: Any, seed: int) -> dict[str, Any]:
     """Saved arrays for a changed configuration: a new head, other position embeddings; all else as it was."""
     arrays = dict(arrays)
-    if saved.num_classes != config.num_classes:
+    if getattr(saved, "num_classes", None) != getattr(config, "num_classes", None):
         logger.info("New head: %d outputs instead of %d, re-initialized.", config.num_classes, saved.num_classes)
         fresh = model_arrays(registry.build(family, config, seed=seed))
         arrays = {name: x for name, x in arrays.items() if not name.startswith("head.")}

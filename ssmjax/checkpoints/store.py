@@ -62,8 +62,8 @@ class CheckpointStore:
         self._lock = FolderLock(self.directory)
         if not self._lock.acquire():
             raise CheckpointError(
-                f"{self.directory} is in use by another run. Two runs would remove each other's checkpoints: wait for it, "
-                "stop it, or use another folder."
+                f"{self.directory} is in use by another run. Two runs would remove each other's checkpoints: wait for "
+                "it, stop it, or use another folder."
             )
         self._manager = self._open()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")

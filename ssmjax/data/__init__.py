@@ -1,19 +1,28 @@
-"""Data: image sets as numpy arrays, batches as a pure function of (seed, step), augmentation in JAX."""
+"""Data: image sets and sequences as numpy arrays, batches as a pure function of (seed, step), augmentation in JAX."""
 
 from ssmjax.data.archives import DataUnavailable
 from ssmjax.data.augment import AugmentConfig, augment, normalize
-from ssmjax.data.batches import Batches, eval_batches
+from ssmjax.data.batches import ArrayBatches, Batches, eval_array_batches, eval_batches
 from ssmjax.data.images import IMAGE_SETS, ImageData, load_images, resize_images
+from ssmjax.data.sequences import SequenceData, fixed_permutation, pixel_sequences, sequence_data
+from ssmjax.data.spoken import load_spoken_digits
 
 __all__ = [
     "IMAGE_SETS",
+    "ArrayBatches",
     "AugmentConfig",
     "Batches",
     "DataUnavailable",
     "ImageData",
+    "SequenceData",
     "augment",
+    "eval_array_batches",
     "eval_batches",
+    "fixed_permutation",
     "load_images",
+    "load_spoken_digits",
     "normalize",
+    "pixel_sequences",
     "resize_images",
+    "sequence_data",
 ]

@@ -1,14 +1,17 @@
-"""Initial state spaces of S4, S4D, S5 and the LRU, in float64 on the host.
+"""Initial state spaces of S4, S4D and S5, in float64 on the host, and of the LRU.
 
 Modes are given with negative imaginary parts, one of each conjugate pair, as the eigenvalues of `hippo.nplr` are.
 """
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ssmjax import errors
 from ssmjax.init.hippo import MEASURES, NPLR, normal_modes, nplr
+from ssmjax.shapes import PRNGKey
 
 __all__ = [
     "DIAGONALS",
@@ -235,8 +238,8 @@ def block_diagonal_legs(size: int, blocks: int, *, conj_sym: bool = True) -> tup
 
 
 def lru_ring(
-    modes: int, *, r_min: float = 0.0, r_max: float = 1.0, max_phase: float = 2 * np.pi, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    modes: int, *, r_min: float = 0.0, r_max: float = 1.0, max_phase: float = 2 * np.pi, key: PRNGKey
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The LRU's initialization: eigenvalues uniform on a ring in the complex plane.
 
     With `lambda = exp(-exp(nu_log) + i exp(theta_log))`, |lambda|^2 is uniform in [r_min^2, r_max^2] and the phase in
@@ -248,25 +251,27 @@ def lru_ring(
         r_min: Inner radius.
         r_max: Outer radius, at most 1.
         max_phase: Largest phase, in radians.
-        rng: Source of randomness.
+        key: Source of randomness. Drawn in JAX, since layers are built under `jax.vmap`.
 
     Returns:
-        nu_log, theta_log and gamma_log, each (modes) float64.
+        nu_log, theta_log and gamma_log, each (modes) float32.
 
     Raises:
         ValueError: The radii are not 0 <= r_min < r_max <= 1.
 
-    >>> nu_log, _, gamma_log = lru_ring(100, r_min=0.9, r_max=0.99, rng=np.random.default_rng(0))
-    >>> radius = np.exp(-np.exp(nu_log))
-    >>> bool(radius.min() > 0.9 and radius.max() < 0.99 and np.allclose(np.exp(gamma_log) ** 2, 1 - radius**2))
+    >>> nu_log, _, gamma_log = lru_ring(100, r_min=0.9, r_max=0.99, key=jax.random.key(0))
+    >>> radius = jnp.exp(-jnp.exp(nu_log))
+    >>> bool(radius.min() > 0.9 and radius.max() < 0.99 and jnp.allclose(jnp.exp(2 * gamma_log), 1 - radius**2))
     True
     """
     if not 0 <= r_min < r_max <= 1:
         raise errors.bad_argument("lru_ring", "r_min, r_max", (r_min, r_max), "0 <= r_min < r_max <= 1")
-    squared = r_min**2 + (r_max**2 - r_min**2) * (1 - rng.random(modes))  # in (r_min^2, r_max^2]
-    squared = np.clip(squared, 1e-12, 1 - 1e-12)
-    theta = max_phase * (1 - rng.random(modes))
-    return np.log(-0.5 * np.log(squared)), np.log(theta), 0.5 * np.log1p(-squared)
+    radius_key, phase_key = jax.random.split(key)
+    least = np.finfo(np.float32).eps  # keeps every logarithm finite
+    share = jax.random.uniform(radius_key, (modes,))
+    decay = -jnp.log(jnp.clip(r_min**2 + (r_max**2 - r_min**2) * share, least**2, 1 - least))  # of the squared radius
+    theta = max_phase * jax.random.uniform(phase_key, (modes,), minval=least)
+    return jnp.log(0.5 * decay), jnp.log(theta), 0.5 * jnp.log(-jnp.expm1(-decay))
 
 
 def _copies(modes: NPLR, copies: int) -> StateSpace:

@@ -2,13 +2,25 @@
 
 from ssmjax.layers.bimamba import BiMamba
 from ssmjax.layers.drop_path import drop_path, drop_path_rates, dropout
+from ssmjax.layers.dss import DSS
+from ssmjax.layers.lru import LRU
 from ssmjax.layers.mamba import Mamba, MambaState
 from ssmjax.layers.norms import LayerNorm, RMSNorm, add_norm, make_norm
 from ssmjax.layers.patch_embed import ConvStem, PatchEmbed
 from ssmjax.layers.registry import LayerEntry, register_layer, registered_layers
 from ssmjax.layers.rope import apply_rope, axial_rope_table
+from ssmjax.layers.s4 import S4
+from ssmjax.layers.s4d import S4D
+from ssmjax.layers.s4nd import S4ND
+from ssmjax.layers.s5 import S5
 
 __all__ = [
+    "DSS",
+    "LRU",
+    "S4",
+    "S4D",
+    "S4ND",
+    "S5",
     "BiMamba",
     "ConvStem",
     "LayerEntry",

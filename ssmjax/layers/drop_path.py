@@ -6,7 +6,7 @@ import numpy as np
 
 from ssmjax.shapes import Array, Float, PRNGKey
 
-__all__ = ["drop_path", "drop_path_rates", "dropout"]
+__all__ = ["drop_path", "drop_path_rates", "dropout", "shared_dropout"]
 
 
 def dropout(key: PRNGKey, x: Float[Array, "*b"], rate: float) -> Float[Array, "*b"]:
@@ -26,6 +26,28 @@ def dropout(key: PRNGKey, x: Float[Array, "*b"], rate: float) -> Float[Array, "*
     """
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def shared_dropout(key: PRNGKey | None, x: Float[Array, "b *s d"], rate: float) -> Float[Array, "b *s d"]:
+    """Dropout with one draw a feature of a sample, shared by all its tokens, as S4 and S5 use it.
+
+    Args:
+        key: A random key; None drops nothing.
+        x: (b *s d).
+        rate: The probability, in [0, 1).
+
+    Returns:
+        As `x`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> dropped = shared_dropout(jax.random.key(0), jnp.ones((2, 3, 100)), 0.5)
+    >>> bool((dropped == dropped[:, :1]).all()), sorted(set(dropped.ravel().tolist()))
+    (True, [0.0, 2.0])
+    """
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]))
+    return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), 0)
 
 
 def drop_path(key: PRNGKey, x: Float[Array, "b *rest"], rate: Float[Array, ""] | float) -> Float[Array, "b *rest"]:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax.shapes import Array, Float
+from ssmjax.shapes import Array, Bool, Float
 
-__all__ = ["LayerNorm", "RMSNorm", "add_norm", "make_norm"]
+__all__ = ["BatchNorm", "LayerNorm", "RMSNorm", "add_norm", "make_norm"]
 
 
 class RMSNorm(nnx.Module):
@@ -82,13 +82,80 @@ class LayerNorm(nnx.Module):
         return (y * _last_axis(self.scale, x.ndim) + _last_axis(self.bias, x.ndim)).astype(self.dtype)
 
 
-def make_norm(kind: str, d_model: int, **options) -> RMSNorm | LayerNorm:
-    """The norm that a configuration names: `"rms"` or `"layer"`; `options` are those of the class.
+class BatchNorm(nnx.Module):
+    """`(x - mean) / sqrt(var + eps) * scale + bias`, with statistics over batch and tokens.
+
+    https://arxiv.org/abs/1502.03167. In training the statistics are those of the batch, and running means of them are
+    kept, with which evaluation normalizes. Padding does not enter them.
+
+    Args:
+        d_model: The width of the last axis.
+        eps: Added to the variance.
+        momentum: How much of the running statistics stays at each step (PyTorch counts what is replaced).
+        unbiased: Whether the running variance is the unbiased estimate, as in PyTorch, not the biased one of Flax.
+        dtype: Of the output. The computation is in float32 whatever it is.
+        param_dtype: Of the scale and the bias.
+        rngs: Not used, as in `RMSNorm`.
+
+    >>> import jax.numpy as jnp
+    >>> norm = BatchNorm(1, momentum=0.5)
+    >>> norm(jnp.array([[3.0], [5.0]]), train=True).round(3).tolist()
+    [[-1.0], [1.0]]
+    >>> norm.mean[...].tolist(), norm.var[...].tolist()
+    ([2.0], [1.0])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.9,
+        unbiased: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs | None = None,
+    ):
+        self.scale = nnx.Param(jnp.ones((d_model,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((d_model,), param_dtype))
+        self.mean = nnx.BatchStat(jnp.zeros((d_model,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((d_model,), jnp.float32))
+        self.eps = eps
+        self.momentum = momentum
+        self.unbiased = unbiased
+        self.dtype = dtype
+
+    def __call__(
+        self, x: Float[Array, "*b d"], *, mask: Bool[Array, "*b"] | None = None, train: bool = False
+    ) -> Float[Array, "*b d"]:
+        """Normalizes an array of any rank; `mask` is False at padding, and `train` updates the running statistics."""
+        x = jnp.asarray(x, jnp.float32)
+        mean, var = self._update(x, mask) if train else (self.mean[...], self.var[...])
+        scale = self.scale[...].astype(jnp.float32) * jax.lax.rsqrt(var + self.eps)
+        lead = (1,) * (x.ndim - 1) + (-1,)
+        y = (x - mean.reshape(lead)) * scale.reshape(lead) + _last_axis(self.bias, x.ndim)
+        return y.astype(self.dtype)
+
+    def _update(self, x, mask):
+        axes = tuple(range(x.ndim - 1))
+        real = jnp.ones(x.shape[:-1], bool) if mask is None else mask
+        count = jnp.maximum(real.sum(), 1).astype(jnp.float32)
+        mean = jnp.where(real[..., None], x, 0).sum(axes) / count
+        centered = jnp.where(real[..., None], x - mean.reshape((1,) * len(axes) + (-1,)), 0)
+        var = jnp.square(centered).sum(axes) / count
+        kept = var * count / jnp.maximum(count - 1, 1) if self.unbiased else var
+        for running, new in ((self.mean, mean), (self.var, kept)):
+            running[...] = self.momentum * running[...] + (1 - self.momentum) * jax.lax.stop_gradient(new)
+        return mean, var
+
+
+def make_norm(kind: str, d_model: int, **options) -> RMSNorm | LayerNorm | BatchNorm:
+    """The norm that a configuration names: `"rms"`, `"layer"` or `"batch"`; `options` are those of the class.
 
     >>> type(make_norm("rms", 8)).__name__
     'RMSNorm'
     """
-    return {"rms": RMSNorm, "layer": LayerNorm}[kind](d_model, **options)
+    return {"rms": RMSNorm, "layer": LayerNorm, "batch": BatchNorm}[kind](d_model, **options)
 
 
 def add_norm(

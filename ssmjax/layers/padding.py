@@ -44,6 +44,12 @@ class Compaction:
         """Moves the real tokens back to where they were and zeroes the padding."""
         return _permute(jnp.where(self.mask[..., None], x, 0), self.inverse, self.order)
 
+    def to_end(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Moves real tokens from the front, where `apply` put them, to the end, in order, with zeros before."""
+        length = self.order.shape[1]
+        places, shift = jnp.arange(length)[None], length - self.lengths[:, None]
+        return _permute(jnp.where(self.mask[..., None], x, 0), (places - shift) % length, (places + shift) % length)
+
     def silence(self, x: Expanded, dt: Expanded) -> tuple[Expanded, Expanded]:
         """Zeroes the scan's input and its step size at the padding; `dt` is before its softplus."""
         here = self.mask[..., None]

@@ -10,9 +10,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax.layers.bimamba import BiMamba
+from ssmjax.layers.dss import DSS
+from ssmjax.layers.lru import LRU
 from ssmjax.layers.mamba import Mamba
 from ssmjax.layers.norms import LayerNorm, RMSNorm
 from ssmjax.layers.patch_embed import ConvStem, PatchEmbed
+from ssmjax.layers.s4 import S4
+from ssmjax.layers.s4d import S4D
+from ssmjax.layers.s4nd import S4ND
+from ssmjax.layers.s5 import S5
 
 __all__ = ["LayerEntry", "register_layer", "registered_layers"]
 
@@ -83,3 +89,16 @@ register_layer("ConvStem", ConvStem, (2, 8, 12, 3), (2, 6, 8), stride=4)
 register_layer("Mamba", Mamba, (2, 5, 8), (2, 5, 8), d_state=4)
 for _variant in ("none", "v1", "v2"):
     register_layer(f"BiMamba({_variant})", BiMamba, (2, 5, 8), (2, 5, 8), d_state=4, variant=_variant)
+for _variant in ("none", "exclusive", "inclusive"):
+    register_layer(f"S5({_variant})", S5, (2, 5, 8), (2, 5, 8), d_state=8, blocks=2, bidirectional=_variant)
+    register_layer(f"S4D({_variant})", S4D, (2, 5, 8), (2, 5, 8), d_state=4, bidirectional=_variant)
+    register_layer(f"S4({_variant})", S4, (2, 5, 8), (2, 5, 8), d_state=4, l_max=5, bidirectional=_variant)
+    register_layer(f"DSS({_variant})", DSS, (2, 5, 8), (2, 5, 8), d_state=4, bidirectional=_variant)
+    register_layer(f"LRU({_variant})", LRU, (2, 5, 8), (2, 5, 8), d_state=4, bidirectional=_variant)
+for _variant in ("bilinear", "euler", "impulse", "dirac", "async"):
+    register_layer(f"S4D({_variant})", S4D, (2, 5, 8), (2, 5, 8), d_state=4, discretization=_variant)
+register_layer("S4D(real)", S4D, (2, 5, 8), (2, 5, 8), d_state=4, init="diag-real", real=True)
+register_layer("S4(rank 2)", S4, (2, 5, 8), (2, 5, 8), d_state=4, l_max=5, init="legt", rank=2)
+register_layer("DSS(exp)", DSS, (2, 5, 8), (2, 5, 8), d_state=4, discretization="zoh", parametrization="exp")
+register_layer("S4ND", S4ND, (2, 5, 4, 8), (2, 5, 4, 8), d_state=4)
+register_layer("S4ND(s4)", S4ND, (2, 3, 5, 4, 8), (2, 3, 5, 4, 8), axes=3, d_state=4, kernel="s4", l_max=5)

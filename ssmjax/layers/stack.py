@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 __all__ = ["apply_stack", "make_stack"]
@@ -45,7 +46,8 @@ def apply_stack(
     Args:
         stack: From `make_stack`.
         step: `step(carry, block, values) -> carry`. With `group > 1`, it gets lists of `group` blocks and of their
-            values.
+            values. What it changes of a block's variables that are no parameters, such as the statistics of a batch
+            norm, is written back to the stack.
         carry: What the first block gets; a tree of arrays whose shapes and dtypes no block changes.
         per_block: A tree of arrays with a leading axis of the stack's depth: what a block gets beside the carry, such
             as a key.
@@ -58,20 +60,33 @@ def apply_stack(
     Returns:
         The carry after the last block.
     """
-    definition, parameters = nnx.split(stack)
+    definition, parameters, rest = nnx.split(stack, nnx.Param, ...)
+    written = False
 
     def run(carry, slices):
-        blocks = [nnx.merge(definition, jax.tree.map(lambda x, i=i: x[i], slices[0])) for i in range(group)]
-        values = [jax.tree.map(lambda x, i=i: x[i], slices[1]) for i in range(group)]
-        return step(carry, blocks, values) if group > 1 else step(carry, blocks[0], values[0]), None
+        nonlocal written
+        each = [jax.tree.map(lambda x, i=i: x[i], slices) for i in range(group)]
+        blocks = [nnx.merge(definition, own_parameters, own_rest) for own_parameters, own_rest, _ in each]
+        values = [own_values for *_, own_values in each]
+        carry = step(carry, blocks, values) if group > 1 else step(carry, blocks[0], values[0])
+        changed = [nnx.split(block, nnx.Param, ...)[2] for block in blocks]
+        before = jax.tree.leaves([own_rest for _, own_rest, _ in each])
+        written |= any(new is not old for new, old in zip(jax.tree.leaves(changed), before, strict=True))
+        return carry, jax.tree.map(lambda *x: jnp.stack(x), *changed)
 
     if remat:
         run = jax.checkpoint(
             run, prevent_cse=unroll
         )  # inside a scan nothing can be merged back, so no barrier is needed
-    slices = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), (parameters, per_block))
+    slices = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), (parameters, rest, per_block))
     if not unroll:
-        return jax.lax.scan(run, carry, slices)[0]
-    for i in range(len(jax.tree.leaves(slices)[0])):
-        carry, _ = run(carry, jax.tree.map(lambda x, i=i: x[i], slices))
+        carry, changed = jax.lax.scan(run, carry, slices)
+    else:
+        pieces = []
+        for i in range(len(jax.tree.leaves(slices)[0])):
+            carry, piece = run(carry, jax.tree.map(lambda x, i=i: x[i], slices))
+            pieces.append(piece)
+        changed = jax.tree.map(lambda *x: jnp.stack(x), *pieces)
+    if written:  # not otherwise: a function that only reads a model may be jitted with the model in its closure
+        nnx.update(stack, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), changed))
     return carry

@@ -33,7 +33,7 @@ __all__ = [
     "register_model",
 ]
 
-_FAMILY_MODULES = ("vim",)
+_FAMILY_MODULES = ("vim", "sequence_classifier", "sequence_presets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Family:
         build: `build(config, rngs=...)`, usually the module class.
         input_shape: `input_shape(config, batch)`, the shape of an input: what summaries and registry-wide tests feed.
         tiny: Configuration fields that make any of its models small enough to run in a test.
+        input_dtype: `input_dtype(config)`, the dtype of that input: int32 for a model of tokens.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Family:
     build: Callable[..., nnx.Module]
     input_shape: Callable[[Any, int], tuple[int, ...]]
     tiny: Mapping[str, Any]
+    input_dtype: Callable[[Any], DTypeLike] = lambda config: jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)

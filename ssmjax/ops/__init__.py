@@ -5,6 +5,7 @@ from ssmjax.ops.backend import Implementation, registered_ops, report, use_imple
 from ssmjax.ops.causal_conv1d import causal_conv1d
 from ssmjax.ops.fft_conv import fft_conv, fft_conv_nd, separable_kernel, two_sided_kernel
 from ssmjax.ops.kernels_s4 import (
+    diagonal_power,
     discretize,
     dplr_kernel,
     dplr_matrices,
@@ -15,11 +16,13 @@ from ssmjax.ops.kernels_s4 import (
 from ssmjax.ops.linear_scan import linear_scan
 from ssmjax.ops.scan_order import apply_order, undo_order
 from ssmjax.ops.selective_scan import selective_scan
+from ssmjax.ops.separable_conv import separable_conv
 
 __all__ = [
     "Implementation",
     "apply_order",
     "causal_conv1d",
+    "diagonal_power",
     "discretize",
     "dplr_kernel",
     "dplr_matrices",
@@ -30,6 +33,7 @@ __all__ = [
     "report",
     "scan_order",
     "selective_scan",
+    "separable_conv",
     "separable_kernel",
     "softmax_kernel",
     "two_sided_kernel",

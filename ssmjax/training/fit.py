@@ -42,6 +42,7 @@ class FitConfig:
         fresh: Delete the checkpoints that are there and start anew, instead of resuming.
         ema_decay: The decay of the moving average of the parameters; None keeps none.
         max_bad_steps: How many steps in a row may be skipped because the loss or the gradients were not finite.
+        time_limit: Seconds after which the loop saves and returns, for a later call to go on; None sets no limit.
         progress: Whether to show a progress bar.
         unit: What an example is called there.
         tensorboard_dir: A folder for TensorBoard.
@@ -57,6 +58,7 @@ class FitConfig:
     fresh: bool = False
     ema_decay: float | None = None
     max_bad_steps: int = 10
+    time_limit: float | None = None
     progress: bool = True
     unit: str = "examples"
     tensorboard_dir: str | None = None
@@ -68,6 +70,8 @@ class FitConfig:
                 raise bad_argument("FitConfig", name, getattr(self, name), f"at least {least}")
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
             raise bad_argument("FitConfig", "ema_decay", self.ema_decay, "None, or at least 0 and less than 1")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise bad_argument("FitConfig", "time_limit", self.time_limit, "None, or a positive number of seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +84,7 @@ class FitResult:
         ema_model: The model with their moving average, None without one.
         train: The records of the training, oldest first, those before a resume too: `step`, `loss`, `grad_norm`, ...
         evals: What `eval_fn` returned, with its `step`.
+        finished: Whether all steps are done; False after a signal or the time limit.
         resumed_from: The step the run was resumed at, 0 if it began anew.
         seconds: The time of the loop in all, that before a resume too.
         signal: The number of the signal that asked the run to stop, None without one.
@@ -90,6 +95,7 @@ class FitResult:
     ema_model: Any
     train: list[dict[str, Any]]
     evals: list[dict[str, Any]]
+    finished: bool
     resumed_from: int
     seconds: float
     signal: int | None
@@ -179,6 +185,7 @@ def fit(
         ema_model=None if state.ema is None else layout.merge(state.ema, state.rest),
         train=run.recorder.of_kind("train"),
         evals=run.recorder.of_kind("eval"),
+        finished=int(state.step) >= steps,
         resumed_from=run.start,
         seconds=seconds,
         signal=run.stop.received,
@@ -232,7 +239,8 @@ def _loop(
     evaluate: Callable[[TrainState, int], Mapping[str, Any]] | None,
 ) -> tuple[TrainState, float]:
     """Runs the steps that are left, until a signal comes; returns the state and the time since the first of all."""
-    began, state, journal, compiled = time.perf_counter() - run.seconds, run.state, run.journal, None
+    called = time.perf_counter()
+    began, state, journal, compiled = called - run.seconds, run.state, run.journal, None
     for done in range(run.start + 1, steps + 1):
         batch = run.batches.next()
         if compiled is None:
@@ -241,7 +249,7 @@ def _loop(
         run.profile.before(done)
         state, metrics = _call(compiled, state, batch, done)
         journal.tick()
-        last, stopped = done == steps, run.stop.received is not None
+        last, stopped = done == steps, run.stop.received is not None or _out_of_time(called, config.time_limit)
         if done == 1 or last or done % config.log_every == 0:
             journal.log(done, metrics)
         if evaluate and (last or _due(done, config.eval_every)):
@@ -257,6 +265,10 @@ def _loop(
             break
     journal.flush()
     return state, time.perf_counter() - began
+
+
+def _out_of_time(called: float, limit: float | None) -> bool:
+    return limit is not None and time.perf_counter() - called > limit
 
 
 def _due(done: int, every: int) -> bool:

@@ -97,7 +97,7 @@ def test_bad_input_is_refused_at_the_call(images, labels, size, message):
 
 
 def test_bad_sizes_seeds_and_steps_are_refused():
-    with pytest.raises(ValueError, match="batch_size must be at most the 23 images"):
+    with pytest.raises(ValueError, match="batch_size must be at most the 23 examples"):
         Batches(IMAGES, LABELS, 24, seed=0)
     for seed in (-1, 2**64):
         with pytest.raises(ValueError, match="seed must be in 0"):

@@ -54,6 +54,32 @@ def test_values_and_gradients(l, kind):
     chex.assert_trees_all_close((outputs, grads), wanted, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("associative", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", ["real", "mixed", "complex"])
+def test_a_fixed_decay_is_one_at_every_step(kind, reverse, associative, monkeypatch):
+    a, x, h0 = problem(21, complex_a=kind == "complex", complex_x=kind != "real")
+    a = a[0, 0]
+    if associative:
+        monkeypatch.setattr(xla, "_sequential", xla._associative)
+    run = functools.partial(ops.linear_scan, reverse=reverse, return_state=True)
+    got = outputs_and_grads(run, (a, x, h0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(got[1], (a, x, h0))
+    wanted = outputs_and_grads(functools.partial(run, implementation="reference"), (a, x, h0))
+    chex.assert_trees_all_close(got, wanted, rtol=1e-5, atol=2e-5)
+    repeated = outputs_and_grads(run, (np.broadcast_to(a, x.shape), x, h0))
+    chex.assert_trees_all_close(got[0], repeated[0], rtol=1e-5, atol=2e-5)
+    chex.assert_trees_all_close(got[1][0], repeated[1][0].sum((0, 1)), rtol=1e-4, atol=2e-5)
+
+
+def test_a_fixed_decay_of_no_trailing_axis_and_without_steps():
+    h = ops.linear_scan(jnp.float32(0.5), jnp.ones((1, 3)))
+    np.testing.assert_allclose(h, [[1.0, 1.5, 1.75]])
+    h, state = ops.linear_scan(jnp.ones(3), jnp.ones((2, 0, 3)), jnp.ones((2, 3)), return_state=True)
+    chex.assert_shape(h, (2, 0, 3))
+    np.testing.assert_array_equal(state, np.ones((2, 3)))
+
+
 @pytest.mark.parametrize("complex_a", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_associative_form(complex_a, reverse, monkeypatch):

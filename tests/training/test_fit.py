@@ -51,6 +51,18 @@ def test_the_loss_goes_down_and_the_given_model_is_left_alone():
     assert (result.interrupted, result.exit_code, result.resumed_from) == (False, 0, 0)
 
 
+def test_the_time_limit_saves_and_the_next_call_goes_on(tmp_path):
+    whole = train(steps=6)
+    assert whole.finished
+    first = train(steps=6, checkpoint_dir=str(tmp_path), time_limit=1e-9)
+    assert (first.finished, first.interrupted, int(first.state.step)) == (False, False, 1)
+    second = train(steps=6, checkpoint_dir=str(tmp_path))
+    assert (second.finished, second.resumed_from) == (True, 1)
+    assert state_bytes(second.state) == state_bytes(whole.state)
+    with pytest.raises(ValueError, match="time_limit must be None, or a positive"):
+        FitConfig(time_limit=0.0)
+
+
 def test_batch_statistics_are_carried():
     result = train(steps=5)
     assert np.abs(np.asarray(result.state.rest["norm.mean"])).max() > 0

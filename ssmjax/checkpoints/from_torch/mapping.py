@@ -26,6 +26,11 @@ LAYOUTS: dict[str, tuple[str, str] | None] = {
     "linear": ("o i", "i o"),
     "conv1d": ("e 1 k", "k e"),
     "patch_conv": ("d i y x", "y x i d"),
+    "column": ("n", "n 1"),
+    "row": ("h", "1 h"),
+    "one_channel": ("h n parts", "1 h n parts"),
+    "transposed": ("n h", "h n"),
+    "features_second": ("n h parts", "1 h n parts"),
 }
 """Changes of layout: the name, and the einops patterns of the foreign array and of ours."""
 

@@ -13,10 +13,12 @@ from ssmjax.data.synthetic.listops import (
     tokenize_listops,
 )
 from ssmjax.data.synthetic.pathfinder import PATHFINDER, Pathfinder, PathfinderConfig, draw_pathfinder
+from ssmjax.data.synthetic.touch_tones import TOUCH_TONES, touch_tones
 
 __all__ = [
     "LISTOPS_VOCABULARY",
     "PATHFINDER",
+    "TOUCH_TONES",
     "ListOps",
     "Pathfinder",
     "PathfinderConfig",
@@ -29,5 +31,6 @@ __all__ = [
     "draw_pathfinder",
     "root_operator_rule",
     "tokenize_listops",
+    "touch_tones",
     "white_noise",
 ]

@@ -15,7 +15,7 @@ IMPLEMENTATIONS = {"xla": linear_scan_xla, "reference": linear_scan_reference}
 
 
 def linear_scan(
-    a: Inexact[Array, "b l *f"],
+    a: Inexact[Array, "*decay"],
     x: Inexact[Array, "b l *f"],
     h0: Inexact[Array, "b *f"] | None = None,
     *,
@@ -33,8 +33,8 @@ def linear_scan(
     scan against time and keeps `a` and the result.
 
     Args:
-        a: Decays, (b l *f), real or complex.
-        x: Inputs, (b l *f), of the same shape, real or complex.
+        a: Decays, real or complex: (b l *f), or (*f) if they are the same at every step, which saves time and memory.
+        x: Inputs, (b l *f), real or complex.
         h0: State before the first step (with `reverse`, after the last), (b *f); zero by default. Complex only if a or
             x is.
         reverse: Runs against time: h_t = a_t h_{t+1} + x_t.
@@ -73,9 +73,9 @@ def _check(a, x, h0):
     _checks.require_dtype(where, {"a": a, "x": x, "h0": h0}, jnp.inexact, "a floating or complex")
     if x.ndim < 2:
         raise errors.bad_shape(where, "x", x, "of rank 2 or more, (b l *f)", "Add a batch axis: x[None].")
-    _checks.require_shape(
-        where, "a", a, "(b l *f)", x.shape, "Broadcast a against x first: jnp.broadcast_to(a, x.shape)."
-    )
+    if a.shape != x.shape[2:]:
+        remedy = "Broadcast a against x first: jnp.broadcast_to(a, x.shape)."
+        _checks.require_shape(where, "a", a, "(b l *f)", x.shape, remedy)
     _checks.require_shape(where, "h0", h0, "(b *f)", (x.shape[0], *x.shape[2:]))
     if jnp.iscomplexobj(h0) and not (jnp.iscomplexobj(a) or jnp.iscomplexobj(x)):
         raise errors.bad_shape(where, "h0", h0, "real when a and x are real", "Make x complex, or take the real part.")

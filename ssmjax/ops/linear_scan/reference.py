@@ -15,6 +15,7 @@ def linear_scan_reference(a, x, h0, reverse):
         h = a * h + x
         return h, h
 
+    a = jnp.broadcast_to(a, x.shape) if a.ndim == x.ndim else jnp.broadcast_to(a[None, None], x.shape)
     h0 = jnp.zeros((x.shape[0], *x.shape[2:]), number) if h0 is None else h0.astype(number)
     state, h = jax.lax.scan(step, h0, (jnp.moveaxis(a, 1, 0), jnp.moveaxis(x, 1, 0)), reverse=reverse)
     return jnp.moveaxis(h, 0, 1), state

@@ -4,7 +4,8 @@ The adjoint of `h_t = a_t h_{t-1} + x_t` is a linear scan against time: with `s_
 
     s_t = dh_t + a_{t+1} s_{t+1},    dx_t = s_t,    da_t = s_t h_{t-1}.
 
-Gradients of complex arrays follow JAX's convention, in which no conjugate appears.
+Gradients of complex arrays follow JAX's convention, in which no conjugate appears. A decay that is the same at every
+step, and in every sequence, is never repeated over them, nor is its gradient, the sum of `da_t`.
 """
 
 import functools
@@ -22,6 +23,8 @@ def linear_scan_xla(a, x, h0, reverse):
     number = jnp.promote_types(jnp.promote_types(a.dtype, x.dtype), jnp.float32)
     if h0 is None:
         h0 = jnp.zeros_like(x[:, 0], dtype=number)
+    if a.ndim < x.ndim:
+        a = a[None, None]
     time_major = (jnp.moveaxis(v, 1, 0).astype(number) for v in (a, x))
     h, state = _scan(reverse, *_compat.vary_alike((*time_major, h0.astype(number))))
     return jnp.moveaxis(h, 0, 1), state
@@ -29,7 +32,7 @@ def linear_scan_xla(a, x, h0, reverse):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(reverse: bool, a: jax.Array, x: jax.Array, h0: jax.Array):
-    """The scan over the leading axis of `a` and `x` (l ...), all of one dtype."""
+    """The scan over the leading axis of `x` (l b ...), all of one dtype; a fixed `a` is (1 1 ...)."""
     h = jax.lax.platform_dependent(
         a,
         x,
@@ -49,6 +52,11 @@ def _scan_bwd(reverse, saved, cotangents):
     a, h, h0 = saved
     dh, dstate = cotangents
     first, last = (-1, 0) if reverse else (0, -1)
+    if _is_fixed(a, h):
+        # The state's cotangent enters at the last step, which no decay precedes.
+        s, _ = _scan(not reverse, a, _added(dh, dstate, last), _compat.full_like(h0, 0.0))
+        products = s * shifted(h, h0, against_time=reverse)
+        return products.sum((0, 1), keepdims=True), s, a[0] * s[first]
     next_a = shifted(a, _compat.full_like(a[0], 1.0), against_time=not reverse)
     s, _ = _scan(not reverse, next_a, dh, dstate)
     before = shifted(h, h0, against_time=reverse)
@@ -56,6 +64,17 @@ def _scan_bwd(reverse, saved, cotangents):
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def _is_fixed(a, x) -> bool:
+    return a.shape != x.shape
+
+
+def _added(v, edge, last):
+    """`v` with `edge` added to its last step, which is the first one if `last` is 0."""
+    if last == 0:
+        return jnp.concatenate([v[:1] + edge[None], v[1:]])
+    return jnp.concatenate([v[:-1], v[-1:] + edge[None]])
 
 
 def shifted(v: jax.Array, edge: jax.Array, *, against_time: bool) -> jax.Array:
@@ -83,10 +102,21 @@ def associative_scan(a: jax.Array, x: jax.Array, *, reverse: bool = False) -> ja
 
 
 def _associative(a, x, h0, reverse):
-    return associative_scan(a, with_carry(a, x, h0, reverse=reverse), reverse=reverse)
+    x = with_carry(a, x, h0, reverse=reverse)
+    if _is_fixed(a, x):  # its powers are the same in every sequence
+        a = jnp.broadcast_to(a, (len(x), *a.shape[1:]))
+    return associative_scan(a, x, reverse=reverse)
 
 
 def _sequential(a, x, h0, reverse):
+    if _is_fixed(a, x):
+
+        def fixed_step(h, x):
+            h = a[0] * h + x
+            return h, h
+
+        return jax.lax.scan(fixed_step, h0, x, reverse=reverse)[1]
+
     def step(h, now):
         h = now[0] * h + now[1]
         return h, h

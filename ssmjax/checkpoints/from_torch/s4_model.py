@@ -1,0 +1,118 @@
+"""Whole models of state-spaces/s4: from and to its state dicts, and those of its blocks (`S4Block`).
+
+A model is an encoder, `layers.{i}` of a block (`layer.layer`, the state space, and `layer.output_linear`) and a norm,
+and a decoder. A Lightning checkpoint has `model.` before the names of the layers, and numbers after `encoder` and
+`decoder` that depend on the task; `canonical` takes both away, and upgrades versions 2 and 3.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from ssmjax.checkpoints.arrays import model_arrays
+from ssmjax.checkpoints.from_torch import s4
+from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
+from ssmjax.errors import bad_argument
+from ssmjax.models.registry import build
+from ssmjax.models.sequence_classifier import SequenceConfig
+
+__all__ = ["BLOCK", "block_rules", "canonical", "convert", "to_reference"]
+
+
+def block_rules(theirs: str = "", ours: str = "", ssm: str = "layer.", gate: str = "gate.") -> tuple[Rule, ...]:
+    """The lines of a key table for a block, or for a stack of them.
+
+    Args:
+        theirs: What stands before the original's names, such as `"layers.{i}.layer."`.
+        ours: What stands before ours, such as `"layers."`.
+        ssm: What stands before the names of the state space in ours.
+        gate: What stands before those of the gate.
+
+    >>> block_rules()[-2]
+    Rule(source='output_linear.0.weight', target='gate.out.kernel', layout='linear')
+    """
+    return (
+        *s4.rules(f"{theirs}layer.", f"{ours}{ssm}"),
+        Rule(f"{theirs}output_linear.0.weight", f"{ours}{gate}out.kernel", "linear"),
+        Rule(f"{theirs}output_linear.0.bias", f"{ours}{gate}out.bias"),
+    )
+
+
+BLOCK = KeyTable(block_rules(), ignored=("layer.kernel.l_kernel",))
+"""One `S4Block`."""
+
+_STATISTICS = (("running_mean", "mean"), ("running_var", "var"))
+_NORM = (("weight", "scale"), ("bias", "bias"), *_STATISTICS)
+
+
+def _table(config: SequenceConfig) -> KeyTable:
+    linear = "same" if config.vocab_size else "linear"  # an embedding has its tokens first, as ours
+    rules = (
+        Rule("encoder.weight", "encoder.kernel", linear),
+        Rule("encoder.bias", "encoder.bias"),
+        *block_rules("layers.{i}.layer.", "layers."),
+        *(Rule(f"layers.{{i}}.norm.norm.{theirs}", f"layers.norm.{ours}") for theirs, ours in _NORM),
+        *(Rule(f"norm.norm.{theirs}", f"norm.{ours}") for theirs, ours in _NORM),
+        Rule("decoder.output_transform.weight", "head.kernel", "linear"),
+        Rule("decoder.output_transform.bias", "head.bias"),
+    )
+    counters = [f"layers.{i}.norm.norm.num_batches_tracked" for i in range(config.depth)]
+    lengths = [f"layers.{i}.layer.layer.kernel.l_kernel" for i in range(config.depth)]
+    return KeyTable(rules, ignored=(*counters, "norm.norm.num_batches_tracked", *lengths))
+
+
+def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The names of version 4 without `model.`, and `encoder` and `decoder` without numbers.
+
+    Args:
+        state: A state dict of any version, as the `"state_dict"` of a checkpoint holds it.
+
+    >>> sorted(canonical({"model.layers.0.norm.norm.bias": np.ones(2), "decoder.0.output_transform.bias": np.ones(2)}))
+    ['decoder.output_transform.bias', 'layers.0.norm.norm.bias']
+    """
+    names = s4.upgrade({name.removeprefix("model."): x for name, x in state.items()})
+    return {re.sub(r"^(encoder|decoder)((\.\d+)+)\.", r"\1.", name): x for name, x in names.items()}
+
+
+def convert(state: Mapping[str, np.ndarray], config: SequenceConfig, where: str = "convert") -> dict[str, np.ndarray]:
+    """Converts the state dict of a whole model.
+
+    Args:
+        state: Arrays by the original's names, of any version.
+        config: Of our model.
+        where: What to call the state dict in a message.
+
+    Returns:
+        Arrays by our names, as `checkpoints.arrays.set_model_arrays` takes them.
+
+    Raises:
+        ValueError: Names, shapes or dtypes are not those of such a model (one message lists all differences), or a C~
+            is for another length than `config.l_max`.
+
+    >>> from ssmjax.models.registry import model_config
+    >>> from ssmjax.models.config import override
+    >>> config = override(model_config("s4_classifier_nano"), {"l_max": 16}, "example")
+    >>> arrays = model_arrays(build("sequence_classifier", config))
+    >>> sorted(convert(to_reference(arrays, config), config)) == sorted(arrays)
+    True
+    """
+    state = canonical(state)
+    for i in range(config.depth if config.layer == "s4" else 0):
+        name = f"layers.{i}.layer.layer.kernel.l_kernel"
+        if name in state and int(state[name]) != (config.l_max or 1024):
+            wanted = f"{config.l_max}, the configuration's l_max"
+            raise bad_argument(where, name, int(state[name]), wanted, f"Use l_max={int(state[name])}.")
+    abstract = model_arrays(nnx.eval_shape(lambda: build("sequence_classifier", config)))
+    return _table(config).to_ours(state, abstract, where)
+
+
+def to_reference(arrays: Mapping[str, Any], config: SequenceConfig) -> dict[str, np.ndarray]:
+    """Converts arrays of ours to the original's names, with the buffers that an S4 needs."""
+    theirs = _table(config).to_source(arrays)
+    if config.layer == "s4":
+        for i in range(config.depth):
+            theirs[f"layers.{i}.layer.layer.kernel.l_kernel"] = np.asarray(config.l_max or 1024)
+    return theirs

@@ -1,0 +1,145 @@
+"""S4ND: from and to the layout of the original module's state dicts, one layer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ssmjax import errors
+from ssmjax.checkpoints.arrays import model_arrays
+from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
+from ssmjax.layers.s4nd import S4ND
+
+__all__ = ["TABLE", "convert", "layer_arguments", "to_reference"]
+
+TABLE = KeyTable(
+    (
+        Rule("D", "D"),
+        *(
+            Rule(f"kernel.{{i}}.{name}", f"kernels.{{i}}.{name}")
+            for name in ("inv_dt", "C", "B", "A_real", "A_imag", "P")
+        ),
+        Rule("output_linear.0.weight", "output_linear.kernel", "linear"),
+        Rule("output_linear.0.bias", "output_linear.bias"),
+    )
+)
+
+# The original constructor's arguments: ours with the same meaning, and the original's default.
+_RENAMED: dict[str, tuple[str, Any]] = {
+    "d_model": ("d_model", None),
+    "d_state": ("d_state", 64),
+    "dim": ("axes", 2),
+    "trank": ("trank", 1),
+    "channels": ("channels", 1),
+    "bandlimit": ("bandlimit", None),
+    "init": ("init", "legs"),
+    "n_ssm": ("copies", None),
+    "dt_min": ("dt_min", 0.001),
+    "dt_max": ("dt_max", 0.1),
+    "dt_transform": ("dt_transform", "exp"),
+    "real_transform": ("real_transform", "exp"),
+    "imag_transform": ("imag_transform", "none"),
+}
+
+_KERNELS = {"diag": "s4d", "s4d": "s4d", "dplr": "s4", "nplr": "s4", "s4": "s4"}
+
+# Those that need more than another name, with the original's defaults. The last four belong to what follows the layer.
+_TRANSLATED: dict[str, Any] = {
+    "mode": "dplr",
+    "l_max": None,
+    "bidirectional": True,
+    "disc": "zoh",
+    "rank": 1,
+    "contract_version": 0,
+    "linear": True,
+    "activation": "gelu",
+    "final_act": None,
+    "dropout": 0.0,
+}
+
+
+def layer_arguments(arguments: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The arguments of our `S4ND` for those of the original's constructor; what is left out has the original's default.
+
+    Args:
+        arguments: Such as `{"d_model": 64, "mode": "diag", "init": "diag-lin"}`.
+        state: The layer's state dict, which tells the length for which a kernel of S4 is stored.
+
+    Raises:
+        ValueError: An argument is unknown, or its value is, or a kernel of S4 was never run, so that its state dict
+            holds an output vector that belongs to no length yet.
+        NotImplementedError: The original ignores `trank` with `contract_version=1`.
+
+    >>> layer_arguments({"d_model": 8, "mode": "diag", "bidirectional": False}, {})["bidirectional"]
+    'none'
+    """
+    where = "layer_arguments"
+    known = [*_RENAMED, *_TRANSLATED]
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"{where}: {errors.unknown_name('argument', name, known)}")
+    theirs = _TRANSLATED | dict(arguments)
+    if theirs["mode"] not in _KERNELS:
+        raise ValueError(f"{where}: {errors.unknown_name('mode', theirs['mode'], list(_KERNELS))}")
+    ours = {name: arguments.get(argument, default) for argument, (name, default) in _RENAMED.items()}
+    if theirs["contract_version"] and ours["trank"] > 1:
+        raise NotImplementedError(f"{where}: the original ignores trank with contract_version=1; set it to 1.")
+    ours["kernel"] = _KERNELS[theirs["mode"]]
+    ours["bidirectional"] = "exclusive" if theirs["bidirectional"] else "none"
+    ours["l_max"] = theirs["l_max"]
+    if ours["kernel"] == "s4d":
+        return ours | {"discretization": theirs["disc"]}
+    ours["l_max"] = tuple(int(state[f"kernel.{i}.l_kernel"]) for i in range(ours["axes"]))
+    if 0 in ours["l_max"]:
+        remedy = "Run the original once on an input, and save it again."
+        raise errors.bad_argument(where, "l_kernel", ours["l_max"], "the lengths of the stored kernels", remedy)
+    return ours | {"rank": theirs["rank"]}
+
+
+def convert(
+    state: Mapping[str, np.ndarray], arguments: Mapping[str, Any], where: str = "convert"
+) -> dict[str, np.ndarray]:
+    """Converts a state dict of one layer.
+
+    Args:
+        state: Arrays by the original's names.
+        arguments: Of our layer, as `layer_arguments` gives them.
+        where: What to call the state dict in a message.
+
+    Returns:
+        Arrays by our names, as `checkpoints.arrays.set_model_arrays` takes them. The linear map that may follow the
+        layer (`linear=False`) is `output_linear.kernel` and `output_linear.bias`.
+
+    Raises:
+        ValueError: Names, shapes or dtypes are not those of such a layer; one message lists all differences.
+
+    >>> arguments = {"d_model": 4, "d_state": 2}
+    >>> arrays = model_arrays(S4ND(**arguments, rngs=nnx.Rngs(0)))
+    >>> sorted(convert(to_reference(arrays), arguments)) == sorted(arrays)
+    True
+    """
+    ours = model_arrays(nnx.eval_shape(lambda: S4ND(**arguments, rngs=nnx.Rngs(0))))
+    features, width = arguments["d_model"] * arguments.get("channels", 1), arguments["d_model"]
+    if any(name.startswith("output_linear.") for name in state):
+        out = state["output_linear.0.weight"].shape[0] if "output_linear.0.weight" in state else width
+        ours["output_linear.kernel"] = jax.ShapeDtypeStruct((features, out), np.float32)
+        ours["output_linear.bias"] = jax.ShapeDtypeStruct((out,), np.float32)
+    if arguments.get("kernel") == "s4":
+        _check_lengths(state, arguments["l_max"], where)
+        state = {name: x for name, x in state.items() if not name.endswith(".l_kernel")}
+    return TABLE.to_ours(state, ours, where)
+
+
+def to_reference(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Converts arrays of ours, or gradients, to the original's names and layout; without the buffers `l_kernel`."""
+    return TABLE.to_source(arrays)
+
+
+def _check_lengths(state, l_max, where):
+    for i, length in enumerate(l_max):
+        stored = state.get(f"kernel.{i}.l_kernel")
+        if stored is None or int(stored) != length:
+            wanted = f"{length}, the layer's l_max along axis {i}"
+            raise errors.bad_argument(where, f"kernel.{i}.l_kernel", stored, wanted, "Use layer_arguments.")

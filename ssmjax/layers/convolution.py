@@ -1,0 +1,274 @@
+"""What the layers of the convolution school share: S4, S4D and DSS as a convolution, a scan, in chunks and in steps.
+
+A layer owns a kernel module, with
+
+    kernel(length, rate) -> (c l h)                     the convolution kernels
+    kernel.recurrence(rate)                             the discretized state space, see `Recurrence`
+    kernel.carried(state, length, rate) -> (b c l h)    what a state adds to the outputs of the steps after it
+    kernel.last_state(u, steps, state, rate)            the state after a sequence, without a scan
+    kernel.init_state(batch)                            zeros
+"""
+
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from ssmjax import errors, ops
+from ssmjax.layers.padding import compact
+from ssmjax.layers.recurrence import Bidirectional
+from ssmjax.layers.state_space import check_rate
+from ssmjax.shapes import Array, Expanded, Float, Inexact, Mask, Tokens
+
+__all__ = ["Bidirectional", "ConvolutionLayer", "Mode", "Recurrence", "scan"]
+
+Mode = Literal["auto", "conv", "scan"]
+"""How a sequence is run: "auto" is the convolution."""
+
+CHUNK = 128
+"""Steps between the states that the backward pass of a scan keeps; the others are computed again."""
+
+
+@runtime_checkable
+class Recurrence(Protocol):
+    """A discretized state space for every feature, a tree of arrays."""
+
+    C: Inexact[jax.Array, "c h n"]
+
+    def advance(self, u: Any, real: Any, state: Any) -> tuple[Any, Any]:
+        """Outputs (b c l h) of some steps `u` (b l h), and the state after them; only those that are `real` count."""
+        ...
+
+    def _replace(self, **changes: Any) -> "Recurrence":
+        """As of a named tuple."""
+        ...
+
+
+class ConvolutionLayer(nnx.Module):
+    """The call, the chunks and the steps of a layer that is a convolution; a layer adds `self.kernel`.
+
+    Args:
+        d_model: The width of a token, `h`.
+        channels: How many outputs a feature has, `c`.
+        bidirectional: See `Bidirectional`.
+        dtype: Of the output.
+        param_dtype: Of `D`.
+        rngs: Source of its initial values, which are standard normal.
+    """
+
+    l_max: int | None = None
+    kernel: Any
+
+    def __init__(
+        self,
+        d_model: int,
+        channels: int,
+        bidirectional: Bidirectional,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        if bidirectional not in get_args(Bidirectional):
+            known = get_args(Bidirectional)
+            raise ValueError(f"{self._name}: {errors.unknown_name('bidirectional', bidirectional, known)}")
+        self.d_model, self.channels = d_model, channels
+        self.bidirectional = bidirectional
+        self.dtype = dtype
+        self.D = nnx.Param(jax.random.normal(rngs.params(), (channels, d_model), param_dtype))
+
+    def __call__(
+        self,
+        u: Tokens,
+        *,
+        mask: Mask | None = None,
+        state: Inexact[Array, "b d n"] | None = None,
+        return_state: bool = False,
+        rate: float | Array = 1.0,
+        mode: Mode = "auto",
+    ) -> Expanded | tuple[Expanded, Inexact[Array, "b d n"]]:
+        """Runs a sequence, or the next chunk of one.
+
+        Args:
+            u: (b l d), any `l >= 0`.
+            mask: (b l), False at padding, which may be on the left, on the right or anywhere. Padding leaves the state
+                as it is, its outputs are zero, and the reverse direction starts at the last real token.
+            state: (b d n), the state to continue from; None starts anew.
+            return_state: Whether to return the state after the last (real) token too.
+            rate: A factor on the step sizes: 2 for an input sampled at half the rate.
+            mode: "conv", which "auto" is, or "scan": one step after the other.
+
+        Returns:
+            (b l c*d) in the compute dtype, channels outermost, with the new state if `return_state`.
+
+        Raises:
+            ValueError: A shape or the mode does not fit, the rate is not positive, or a state is asked of a layer that
+                runs in both directions, or for more tokens than its kernel has taps.
+        """
+        stateful = state is not None or return_state
+        self._check(u, mask, state, rate, mode, stateful)
+        padding = None if mask is None else compact(mask)
+        x = u.astype(jnp.float32)
+        x = x if padding is None else padding.apply(x)
+        if 0 in x.shape:
+            y, last = jnp.zeros((x.shape[0], self.channels, *x.shape[1:])), state
+        elif mode == "scan":
+            y, last = self._scan(x, None if padding is None else padding.mask, state, rate)
+        else:
+            y = self._convolve(x, rate)
+            y = y if state is None else y + self.kernel.carried(state, x.shape[1], rate)
+            last = self._last_state(x, padding, state, rate) if return_state else None
+        y = jnp.moveaxis(y, 1, 2).reshape(*u.shape[:2], self.channels * self.d_model)
+        y = (y if padding is None else padding.undo(y)).astype(self.dtype)
+        if not return_state:
+            return y
+        return y, self.init_state(u.shape[0]) if last is None else last
+
+    def init_state(self, batch: int) -> Inexact[jax.Array, "b d n"]:
+        """The state before the first token: zeros.
+
+        >>> from ssmjax.layers import S4D
+        >>> S4D(8, d_state=4, rngs=nnx.Rngs(0)).init_state(3).shape
+        (3, 8, 2)
+        """
+        return self.kernel.init_state(batch)
+
+    def recurrence(self, rate: float | Array = 1.0) -> Any:
+        """The discretized state space, to be computed once before many steps; see `step`."""
+        self._check_one_direction()
+        return self.kernel.recurrence(rate)
+
+    def step(
+        self,
+        u: Float[Array, "..."],
+        state: Inexact[Array, "b d n"],
+        *,
+        rate: float | Array = 1.0,
+        recurrence: Any = None,
+    ) -> tuple[Float[jax.Array, "b e"], Inexact[jax.Array, "b d n"]]:
+        """Runs one token.
+
+        Args:
+            u: (b d), the token.
+            state: (b d n), the state before it, from `init_state`, `step` or a call with `return_state=True`.
+            rate: As in a call.
+            recurrence: What `recurrence` returns, so that it need not be computed in every step; then `rate` has no
+                effect.
+
+        Returns:
+            (b c*d) and the state after it.
+
+        Raises:
+            ValueError: `u` is not one token a row, or the layer runs in both directions.
+        """
+        where = f"{self._name}.step"
+        if u.ndim != 2 or u.shape[1] != self.d_model:
+            wanted = f"(b, {self.d_model}), one token a row"
+            raise errors.bad_shape(where, "u", u, wanted, "Call the layer itself for a sequence.")
+        recurrence = self.recurrence(rate) if recurrence is None else recurrence
+        x = u[:, None].astype(jnp.float32)
+        y, state = recurrence.advance(x, jnp.ones(x.shape[:2], bool), state)
+        y = y + self._skip(x)
+        return y.reshape(len(u), self.channels * self.d_model).astype(self.dtype), state
+
+    @property
+    def kernel_channels(self) -> int:
+        """How many kernels a feature has: a second half for the reverse direction."""
+        return self.channels * (1 if self.bidirectional == "none" else 2)
+
+    def _convolve(self, x: Tokens, rate: float | Array) -> Float[jax.Array, "b c l d"]:
+        kernel, origin = self.kernel(self._taps(x.shape[1], rate), rate), 0
+        if self.bidirectional != "none":
+            forward, backward = jnp.split(kernel, 2)
+            kernel, origin = ops.two_sided_kernel(forward, backward, inclusive=self.bidirectional == "inclusive")
+        return ops.fft_conv(x, kernel, self.D[...].astype(jnp.float32), origin=origin)
+
+    def _scan(self, x: Tokens, real: Mask | None, state: Any, rate: float | Array) -> tuple[Any, Any]:
+        recurrence = self.kernel.recurrence(rate)
+        C, c = recurrence.C, self.channels
+        y, last = scan(recurrence._replace(C=C[:c]), x, real, self.init_state(len(x)) if state is None else state)
+        if self.bidirectional != "none":  # the padding at the end is zero, and so is the state that it leaves
+            backward, _ = scan(recurrence._replace(C=C[c:]), x[:, ::-1], None, self.init_state(len(x)))
+            backward = backward[:, :, ::-1]
+            if self.bidirectional == "exclusive":
+                backward = jnp.pad(backward[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0)))
+            y = y + backward
+        return y + self._skip(x), last
+
+    def _last_state(self, x: Tokens, padding: Any, state: Any, rate: float | Array) -> Any:
+        if padding is None:
+            return self.kernel.last_state(x, jnp.full(x.shape[:1], x.shape[1]), state, rate)
+        return self.kernel.last_state(padding.to_end(x), padding.lengths, state, rate)
+
+    def _skip(self, x: Tokens) -> Float[jax.Array, "b c l d"]:
+        return self.D[...].astype(jnp.float32)[None, :, None] * x[:, None]
+
+    def _check(self, u: Any, mask: Any, state: Any, rate: Any, mode: str, stateful: bool) -> None:
+        where = self._name
+        if u.ndim != 3 or u.shape[-1] != self.d_model:
+            raise errors.bad_shape(where, "u", u, f"(b, l, {self.d_model})", "Features are last, time is second.")
+        if mask is not None and mask.shape != u.shape[:2]:
+            raise errors.bad_shape(where, "mask", mask, f"(b, l) = {u.shape[:2]}, one value a token of u")
+        if mode not in get_args(Mode):
+            raise ValueError(f"{where}: {errors.unknown_name('mode', mode, get_args(Mode))}")
+        check_rate(where, rate)
+        if stateful:
+            self._check_one_direction()
+        if (stateful or mode == "scan") and u.shape[1] > (taps := self._taps(u.shape[1], rate)):
+            wanted = f"at most {taps} long, from where on the convolution forgets and a state does not"
+            raise errors.bad_shape(where, "u", u, wanted, "Build it with l_max=None.")
+        wanted = (u.shape[0], *jax.eval_shape(lambda: self.init_state(1)).shape[1:])
+        if state is not None and state.shape != wanted:
+            raise errors.bad_shape(where, "state", state, f"(b, d, n) = {wanted}", "Use `init_state(b)`.")
+
+    def _check_one_direction(self) -> None:
+        if self.bidirectional != "none":
+            remedy = "The reverse direction needs the whole sequence at once; build it with bidirectional='none'."
+            raise errors.bad_argument(self._name, "state", "a state to carry", "left out in both directions", remedy)
+
+    def _taps(self, length: int, rate: float | Array) -> int:
+        return length if self.l_max is None else max(1, min(length, round(self.l_max / float(rate))))
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+
+def scan(
+    recurrence: Recurrence, u: Tokens, real: Mask | None, state: Inexact[Array, "b d n"]
+) -> tuple[Float[jax.Array, "b c l d"], Inexact[jax.Array, "b d n"]]:
+    """Runs a recurrence over a sequence, chunk by chunk; of the states, the backward pass keeps one a chunk.
+
+    Args:
+        recurrence: See `Recurrence`.
+        u: (b l d).
+        real: (b l), False where the state stays as it is; None: nowhere.
+        state: (b d n), before the first token.
+
+    Returns:
+        The outputs, (b c l d), and the state after the last token.
+
+    >>> from ssmjax.layers import S4D
+    >>> layer = S4D(8, d_state=4, rngs=nnx.Rngs(0))
+    >>> y, state = scan(layer.recurrence(), jnp.ones((2, 5, 8)), None, layer.init_state(2))
+    >>> y.shape
+    (2, 1, 5, 8)
+    """
+    b, length, d = u.shape
+    real = jnp.ones((b, length), bool) if real is None else real
+    size = min(CHUNK, length)
+    chunks = -(-length // size)
+    pads = ((0, 0), (0, chunks * size - length))
+    u = jnp.pad(u, (*pads, (0, 0))).reshape(b, chunks, size, d).swapaxes(0, 1)
+    real = jnp.pad(real, pads).reshape(b, chunks, size).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def advance(recurrence, state, inputs):
+        y, state = recurrence.advance(*inputs, state)
+        return state, y
+
+    state, y = jax.lax.scan(lambda state, inputs: advance(recurrence, state, inputs), state, (u, real))
+    y = jnp.moveaxis(y, 0, 2)  # (b c chunks size d)
+    return y.reshape(*y.shape[:2], -1, d)[:, :, :length], state

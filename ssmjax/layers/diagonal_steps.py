@@ -1,0 +1,77 @@
+"""Discretized diagonal state spaces, one a feature: what S4D and DSS step with, and carry over a chunk."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ssmjax import ops
+from ssmjax.shapes import Array, Float, Inexact, Int, Mask
+
+__all__ = ["DiagonalRecurrence", "carried", "last_state", "transition_rule"]
+
+
+class DiagonalRecurrence(NamedTuple):
+    """`x_t = A_bar x_(t-1) + B_bar u_t`, `y_t = 2 Re C x_t`, for every feature.
+
+    Attributes:
+        A_bar: (h n).
+        B_bar: (h n).
+        C: (c h n).
+    """
+
+    A_bar: Inexact[jax.Array, "h n"]
+    B_bar: Inexact[jax.Array, "h n"]
+    C: Inexact[jax.Array, "c h n"]
+
+    def advance(
+        self, u: Float[Array, "b l h"], real: Mask, state: Inexact[Array, "b h n"]
+    ) -> tuple[Float[jax.Array, "b c l h"], Inexact[jax.Array, "b h n"]]:
+        """The outputs of some steps and the state after them; a token that is not `real` leaves the state as it is."""
+        here = real[..., None, None]
+        decay = jnp.where(here, self.A_bar[None, None], 1)
+        driven = jnp.where(here, self.B_bar[None, None] * u[..., None], 0)
+        x, state = ops.linear_scan(decay, driven, state, return_state=True)
+        return 2 * jnp.einsum("chn,blhn->bclh", self.C, x, precision="highest").real, state
+
+
+def carried(
+    recurrence: DiagonalRecurrence,
+    A: Inexact[Array, "h n"],
+    dt: Float[Array, "h n"],
+    rule: str,
+    state: Inexact[Array, "b h n"],
+    length: int,
+) -> Float[jax.Array, "b c l h"]:
+    """What a state adds to the outputs of the steps after it, `2 Re C A_bar^(l+1) x`.
+
+    Args:
+        recurrence: The discretized state space.
+        A: The continuous one.
+        dt: Its step sizes.
+        rule: Its discretization; see `transition_rule`.
+        state: (b h n).
+        length: How many steps, l.
+    """
+    weights = recurrence.C[None] * (recurrence.A_bar[None] * state)[:, None]
+    return ops.vandermonde(weights, A, length, dt=dt, rule=transition_rule(rule))
+
+
+def last_state(
+    recurrence: DiagonalRecurrence,
+    A: Inexact[Array, "h n"],
+    dt: Float[Array, "h n"],
+    rule: str,
+    u: Float[Array, "b l h"],
+    steps: Int[Array, " b"],
+    state: Inexact[Array, "b h n"] | None,
+) -> Inexact[jax.Array, "b h n"]:
+    """The state after inputs that end at the last place of `u`, `steps` of them, zeros before; the rest as above."""
+    rule = transition_rule(rule)
+    x = recurrence.B_bar[None] * ops.vandermonde_state(u, A, dt=dt, rule=rule)
+    return x if state is None else x + ops.diagonal_power(A, steps, u.shape[1], dt=dt, rule=rule) * state
+
+
+def transition_rule(rule: str) -> str:
+    """The rule with the same A_bar among those that are no more than that, which a kernel is made with."""
+    return "zoh" if rule in ("async", "softmax") else rule

@@ -1,0 +1,129 @@
+"""The recurrences that S4 steps with: dense, linear in the number of modes, and diagonal."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssmjax import errors
+from ssmjax.layers.diagonal_steps import DiagonalRecurrence
+from ssmjax.shapes import Array, Complex, Float, Mask
+
+__all__ = ["DPLRRecurrence", "DenseRecurrence", "LinearRecurrence", "StepForm", "diagonal_form", "linear_form"]
+
+StepForm = Literal["dense", "linear", "diagonal"]
+"""How S4 makes a step: with a matrix, with its low-rank structure, or in the eigenbasis where that is sound."""
+
+LARGEST_CONDITION = 1e3
+"""Of eigenvectors, above which the diagonal form would lose more than three of float32's seven digits."""
+
+
+class DenseRecurrence(NamedTuple):
+    """`x_t = A_bar x_(t-1) + B_bar u_t`, `y_t = C x_t`, with real `x = [Re s, Im s]` and m = 2n.
+
+    Attributes:
+        E: `A_bar - 1`, (h m m).
+        B_bar: (h m).
+        C: (c h m).
+    """
+
+    E: Float[jax.Array, "h m m"]
+    B_bar: Float[jax.Array, "h m"]
+    C: Float[jax.Array, "c h m"]
+
+    def advance(
+        self, u: Float[Array, "b l h"], real: Mask, state: Complex[Array, "b h n"]
+    ) -> tuple[Float[jax.Array, "b c l h"], Complex[jax.Array, "b h n"]]:
+        """The outputs of some steps and the state after them; a token that is not `real` leaves the state as it is."""
+
+        def change(x, u):
+            return jnp.einsum("hij,bhj->bhi", self.E, x, precision="highest") + self.B_bar[None] * u[..., None]
+
+        return _run(change, self.C, u, real, state)
+
+
+class LinearRecurrence(NamedTuple):
+    """The same with O(r n) operations a step: `A - sum_r P_r P_r*` and the Woodbury form of `(1 - dt A / 2)^-1`.
+
+    Attributes:
+        A: (h n).
+        P: (r h n).
+        B: (h n), continuous.
+        D: (h n), `1 / (2 / dt - A)`.
+        R: (r h n), `(1 + 2 Re P* D P)^-1 P* D`.
+        C: (c h m), as in `DenseRecurrence`.
+    """
+
+    A: Complex[jax.Array, "h n"]
+    P: Complex[jax.Array, "r h n"]
+    B: Complex[jax.Array, "h n"]
+    D: Complex[jax.Array, "h n"]
+    R: Complex[jax.Array, "r h n"]
+    C: Float[jax.Array, "c h m"]
+
+    def advance(
+        self, u: Float[Array, "b l h"], real: Mask, state: Complex[Array, "b h n"]
+    ) -> tuple[Float[jax.Array, "b c l h"], Complex[jax.Array, "b h n"]]:
+        """As in `DenseRecurrence`."""
+
+        def low_rank(Q, s):
+            inner = 2 * jnp.einsum("rhn,bhn->brh", Q, s, precision="highest").real
+            return jnp.einsum("rhn,brh->bhn", self.P, inner, precision="highest")
+
+        def change(x, u):
+            s = jax.lax.complex(*jnp.split(x, 2, axis=-1))
+            # A_bar - 1 = 2 (2 / dt - A)^-1 A: the change of a state, which is small, and not the state after it
+            right = 2 * (self.A[None] * s - low_rank(self.P.conj(), s) + self.B[None] * u[..., None])
+            s = self.D[None] * (right - low_rank(self.R, right))
+            return jnp.concatenate([s.real, s.imag], axis=-1)
+
+        return _run(change, self.C, u, real, state)
+
+
+DPLRRecurrence = DenseRecurrence | LinearRecurrence | DiagonalRecurrence
+"""What `DPLRKernel.recurrence` returns."""
+
+
+def linear_form(system: Any, C: Float[Array, "c h m"]) -> LinearRecurrence:
+    """The linear form of a continuous `s4.DPLR` and an output row."""
+    A, P, B, _, dt = system
+    D = 1 / (2 / dt[:, None] - A)
+    P_D = P.conj() * D[None]
+    inner = jnp.eye(len(P))[None] + 2 * jnp.einsum("rhn,shn->hrs", P_D, P, precision="highest").real
+    R = jnp.linalg.solve(inner.astype(P.dtype), jnp.swapaxes(P_D, 0, 1))
+    return LinearRecurrence(A, P, B, D, jnp.swapaxes(R, 0, 1), C)
+
+
+def diagonal_form(steps: DenseRecurrence) -> DiagonalRecurrence:
+    """The recurrence in the eigenbasis of `A_bar`, found on the host in float64; its state has all m modes.
+
+    Raises:
+        ValueError: The eigenvectors are too nearly parallel, or the arrays have no values, under `jax.jit`.
+    """
+    if isinstance(steps.E, jax.core.Tracer):
+        raise errors.bad_argument("S4", "form", "diagonal", "'dense' or 'linear' under jax.jit", "Build it before.")
+    E, B, C = (np.asarray(x, np.float64) for x in steps)
+    values, V = np.linalg.eig(E)
+    condition = float(np.linalg.cond(V).max())
+    if condition > LARGEST_CONDITION:
+        remedy = (
+            f"The eigenvectors' condition number is {condition:.0e}, the largest that is sound {LARGEST_CONDITION:.0e}."
+        )
+        raise errors.bad_argument("S4", "form", "diagonal", "'dense' or 'linear' for this initialization", remedy)
+    B = np.linalg.solve(V, B[..., None])[..., 0]
+    C = 0.5 * np.einsum("chi,hij->chj", C, V)  # a diagonal recurrence counts twice
+    return DiagonalRecurrence(*(jnp.asarray(x, jnp.complex64) for x in (1 + values, B, C)))
+
+
+def _run(change, C, u, real, state):
+    """A scan of `x + change(x, u)`, from a complex state and to one."""
+
+    def step(x, inputs):
+        u, real = inputs
+        x = jnp.where(real[:, None, None], x + change(x, u), x)
+        return x, jnp.einsum("chm,bhm->bch", C, x, precision="highest")
+
+    x = jnp.concatenate([state.real, state.imag], axis=-1)
+    x, y = jax.lax.scan(step, x, (jnp.swapaxes(u, 0, 1), jnp.swapaxes(real, 0, 1)))
+    return jnp.moveaxis(y, 0, 2), jax.lax.complex(*jnp.split(x, 2, axis=-1))

@@ -1,0 +1,94 @@
+"""The linear recurrent unit."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from ssmjax.init.diagonal import lru_ring
+from ssmjax.layers.recurrence import Bidirectional, Matrices, ScanLayer
+from ssmjax.layers.state_space import positive
+
+__all__ = ["LRU"]
+
+
+class LRU(ScanLayer):
+    r"""The linear recurrent unit (https://arxiv.org/abs/2303.06349, section 3).
+
+        x_t = lambda x_(t-1) + gamma B u_t,    y_t = Re C x_t + D u_t,    lambda = exp(-exp(nu) + i exp(theta))
+
+    A recurrence in discrete time from the start: |lambda| < 1 by construction, and gamma keeps the state's size.
+
+    Args:
+        d_model: The width of a token, `h`.
+        d_state: The number of complex modes, `p`.
+        r_min: The least initial |lambda|.
+        r_max: The largest, at most 1. For long sequences the paper takes 0.9 and 0.999.
+        max_phase: The largest initial angle of lambda; the paper takes pi / 50 for Path-X.
+        bidirectional: "none"; "inclusive": both directions read the present input; "exclusive": the reverse direction
+            reads strictly future inputs.
+        dtype: Of the products with B and C, and of the output. The scan and its state are float32 whatever it is.
+        param_dtype: Of the parameters.
+        rngs: Source of the initial values.
+
+    Attributes:
+        nu_log, theta_log, gamma_log: (p).
+        B_re, B_im: (p h).
+        C_re, C_im: (h p); `C2_re` and `C2_im` beside them for the reverse direction.
+        D: (h).
+
+    A `rate`, and the lengths of steps in `dts`, are powers of lambda: a step of length 2 forgets as two steps do.
+
+    >>> import jax.numpy as jnp
+    >>> layer = LRU(8, d_state=4, rngs=nnx.Rngs(0))
+    >>> y, state = layer(jnp.ones((2, 6, 8)), return_state=True)
+    >>> y.shape, state.shape
+    ((2, 6, 8), (2, 4))
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 64,
+        r_min: float = 0.0,
+        r_max: float = 1.0,
+        max_phase: float = 2 * math.pi,
+        bidirectional: Bidirectional = "none",
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(d_model, d_state, bidirectional, dtype)
+        ring = lru_ring(d_state, r_min=r_min, r_max=r_max, max_phase=max_phase, key=rngs.params())
+        self.nu_log, self.theta_log, self.gamma_log = (nnx.Param(v.astype(param_dtype)) for v in ring)
+
+        def normal(shape, variance):
+            return nnx.Param(math.sqrt(variance) * jax.random.normal(rngs.params(), shape, param_dtype))
+
+        self.B_re, self.B_im = (normal((d_state, d_model), 0.5 / d_model) for _ in range(2))
+        for name in _output_names(bidirectional):
+            setattr(self, name, normal((d_model, d_state), 1 / d_state))
+        self.D = normal((d_model,), 1)
+
+    def _matrices(self) -> Matrices:
+        def complex_of(*names):
+            return jax.lax.complex(*(getattr(self, name)[...].astype(jnp.float32) for name in names))
+
+        names = _output_names(self.bidirectional)
+        C = tuple(complex_of(*pair) for pair in zip(names[::2], names[1::2], strict=True))
+        return Matrices(complex_of("B_re", "B_im"), C, self.D[...])
+
+    def _discretize(self, rate, dts):
+        nu, theta, gamma = (positive(v[...], "exp") for v in (self.nu_log, self.theta_log, self.gamma_log))
+        if dts is not None:
+            nu, theta, gamma = nu[None, None], theta[None, None], gamma[None, None]
+            rate = rate * jnp.asarray(dts, jnp.float32)[..., None]
+        size, angle = jnp.exp(-rate * nu), rate * theta
+        return jax.lax.complex(size * jnp.cos(angle), size * jnp.sin(angle)), gamma
+
+
+def _output_names(bidirectional: Bidirectional) -> tuple[str, ...]:
+    return ("C_re", "C_im") if bidirectional == "none" else ("C_re", "C_im", "C2_re", "C2_im")

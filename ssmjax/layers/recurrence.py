@@ -1,0 +1,214 @@
+"""Diagonal state spaces of many inputs and outputs, run as a scan: what S5 and the LRU share.
+
+    x_t = decay x_(t-1) + gain B u_t,    y_t = Re C x_t + D u_t
+
+with a diagonal `decay`. A reverse direction has its own C and reads the same B u.
+"""
+
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from ssmjax import errors, ops
+from ssmjax.layers.padding import Compaction, compact
+from ssmjax.layers.state_space import check_rate
+from ssmjax.ops.kernels_s4.discretize import check_step
+from ssmjax.shapes import Array, Complex, Float, Mask, Tokens
+
+__all__ = ["Bidirectional", "Matrices", "ScanLayer"]
+
+Bidirectional = Literal["none", "exclusive", "inclusive"]
+"""What a reverse direction reads: there is none, strictly future inputs (S4), or the present one too (S5)."""
+
+
+class Matrices(NamedTuple):
+    """The maps into and out of the state.
+
+    Attributes:
+        B: (p h) complex.
+        C: One (h p) complex a direction, with the factor of conjugate pairs.
+        D: (h).
+    """
+
+    B: Complex[Array, "p h"]
+    C: tuple[Complex[Array, "h p"], ...]
+    D: Float[Array, " h"]
+
+
+class ScanLayer(nnx.Module):
+    """The call, the chunks and the steps of a diagonal recurrence; a layer adds its parameters.
+
+    A layer defines `_matrices` and `_discretize`.
+    """
+
+    def __init__(self, d_model: int, modes: int, bidirectional: Bidirectional, dtype: DTypeLike):
+        where = type(self).__name__
+        for name, value in (("d_model", d_model), ("d_state", modes)):
+            if value < 1:
+                raise errors.bad_argument(where, name, value, "at least 1")
+        if bidirectional not in get_args(Bidirectional):
+            raise ValueError(f"{where}: {errors.unknown_name('bidirectional', bidirectional, get_args(Bidirectional))}")
+        self.d_model = d_model
+        self.modes = modes
+        self.bidirectional = bidirectional
+        self.dtype = dtype
+
+    def _matrices(self) -> Matrices:
+        """The maps into and out of the state."""
+        raise NotImplementedError
+
+    def _discretize(
+        self, rate: float | Array, dts: Float[Array, "b l"] | None
+    ) -> tuple[Complex[Array, "*steps p"], Float[Array, "*steps p"] | Complex[Array, "*steps p"]]:
+        """The decay and the gain: (p) if every step is alike, or (b l p) with a length for each."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        u: Tokens,
+        *,
+        mask: Mask | None = None,
+        state: Complex[Array, "b p"] | None = None,
+        return_state: bool = False,
+        rate: float | Array = 1.0,
+        mode: Literal["auto", "conv", "scan"] = "auto",
+        dts: Float[Array, "b l"] | None = None,
+    ) -> Tokens | tuple[Tokens, Complex[Array, "b p"]]:
+        """Runs a sequence, or the next chunk of one.
+
+        Args:
+            u: (b l d), any `l >= 0`.
+            mask: (b l), False at padding, which may be on the left, on the right or anywhere. Padding leaves the state
+                as it is, its outputs are zero, and the reverse direction starts at the last real token.
+            state: (b p) complex64, the state to continue from; None starts anew.
+            return_state: Whether to return the state after the last (real) token too.
+            rate: A factor on the step size: 2 for an input sampled at half the rate.
+            mode: "auto" and "scan" are the same.
+            dts: (b l), a further factor for each step, such as the time that has passed since the previous event. Into
+                the reverse direction a step's length is the time until the next event, and 1 at the last.
+
+        Returns:
+            (b l d) in the compute dtype, with the new state if `return_state`.
+
+        Raises:
+            ValueError: A shape or a mode does not fit, a step is negative, or a state is asked of a layer that runs in
+                both directions.
+        """
+        self._check(u, mask, state, return_state, rate, mode, dts)
+        padding = None
+        if mask is not None:
+            padding = compact(mask)
+            u = padding.apply(u)
+            dts = None if dts is None else padding.apply(jnp.asarray(dts)[..., None])[..., 0]
+        B, C, D = self._matrices()
+        decay, gain = self._discretize(rate, dts)
+        if dts is None:
+            inputs = driven = self._project(u, gain[:, None] * B)
+        else:
+            inputs = self._project(u, B)
+            driven = gain * inputs
+        h, last = ops.linear_scan(decay, driven, state, return_state=True)
+        states = [h]
+        if self.bidirectional != "none":
+            if dts is not None:
+                decay, gain = self._discretize(rate, _until_the_next(dts, padding))
+                driven = gain * inputs
+            states.append(self._reversed(decay, driven))
+        y = self._read(states, C) + D.astype(jnp.float32)[None, None] * u.astype(jnp.float32)
+        y = y.astype(self.dtype)
+        y = y if padding is None else padding.undo(y)
+        if not return_state:
+            return y
+        return y, (last if padding is None else _state_at(h, padding.lengths, state))
+
+    def init_state(self, batch: int) -> Complex[jax.Array, "b p"]:
+        """The state before the first token: zeros."""
+        return jnp.zeros((batch, self.modes), jnp.complex64)
+
+    def step(
+        self,
+        u: Float[Array, "..."],
+        state: Complex[Array, "b p"],
+        *,
+        rate: float | Array = 1.0,
+        dts: Float[Array, " b"] | None = None,
+    ) -> tuple[Float[jax.Array, "b d"], Complex[jax.Array, "b p"]]:
+        """Runs one token.
+
+        Args:
+            u: (b d), the token.
+            state: (b p), the state before it, from `init_state`, `step` or a call with `return_state=True`.
+            rate: As in a call.
+            dts: (b), as in a call.
+
+        Returns:
+            (b d) and the state after it.
+
+        Raises:
+            ValueError: `u` is not one token a row, or the layer runs in both directions.
+        """
+        if u.ndim != 2:
+            where = f"{type(self).__name__}.step"
+            raise errors.bad_shape(where, "u", u, "(b, d), one token a row", "Call the layer itself for a sequence.")
+        steps = None if dts is None else dts[:, None]
+        y, state = self(u[:, None], state=state, return_state=True, rate=rate, dts=steps)
+        return y[:, 0], state
+
+    def _project(self, u: Tokens, B: Complex[Array, "p h"]) -> Complex[jax.Array, "b l p"]:
+        """`B u`, as one real product, accumulated in float32."""
+        weight = jnp.concatenate([B.real, B.imag]).T.astype(self.dtype)
+        re, im = jnp.split(jnp.matmul(u.astype(self.dtype), weight, preferred_element_type=jnp.float32), 2, axis=-1)
+        return jax.lax.complex(re, im)
+
+    def _read(
+        self, states: list[Complex[Array, "b l p"]], C: tuple[Complex[Array, "h p"], ...]
+    ) -> Float[jax.Array, "b l h"]:
+        """The sum over directions of `Re C x`, as one real product, accumulated in float32."""
+        parts = jnp.concatenate([part for x in states for part in (x.real, x.imag)], axis=-1).astype(self.dtype)
+        weight = jnp.concatenate([part for c in C for part in (c.real, -c.imag)], axis=-1).T.astype(self.dtype)
+        return jnp.matmul(parts, weight, preferred_element_type=jnp.float32)
+
+    def _reversed(
+        self, decay: Complex[Array, "*steps p"], driven: Complex[Array, "b l p"]
+    ) -> Complex[jax.Array, "b l p"]:
+        """The states of the reverse direction; padding at the end holds zeros, so they start at the last real token."""
+        h = ops.linear_scan(decay, driven, reverse=True)
+        if self.bidirectional == "inclusive":
+            return h
+        return jnp.concatenate([h[:, 1:], jnp.zeros_like(h[:, :1])], axis=1)[:, : h.shape[1]]
+
+    def _check(self, u, mask, state, return_state, rate, mode, dts) -> None:
+        where = type(self).__name__
+        if u.ndim != 3 or u.shape[-1] != self.d_model:
+            raise errors.bad_shape(where, "u", u, f"(b, l, {self.d_model})")
+        for name, x in (("mask", mask), ("dts", dts)):
+            if x is not None and x.shape != u.shape[:2]:
+                raise errors.bad_shape(where, name, x, f"(b, l) = {u.shape[:2]}", "It has one value a token of u.")
+        wanted = u.shape[0], self.modes
+        if state is not None and state.shape != wanted:
+            raise errors.bad_shape(where, "state", state, f"(b, p) = {wanted}", "`init_state(b)` makes one.")
+        if mode not in ("auto", "scan"):
+            remedy = "A convolution would need a kernel for each pair of features."
+            raise errors.bad_argument(where, "mode", mode, "'auto' or 'scan'", remedy)
+        if self.bidirectional != "none" and (state is not None or return_state):
+            remedy = "The reverse direction needs the whole sequence; for a state, use bidirectional='none'."
+            raise errors.bad_argument(where, "bidirectional", self.bidirectional, "'none' to carry a state", remedy)
+        check_rate(where, rate)
+        check_step(where, "dts", dts)
+
+
+def _state_at(h: Complex[Array, "b l p"], lengths: Array, state: Complex[Array, "b p"] | None):
+    """The state after each row's last real token; the one it began with where there is none."""
+    before = jnp.zeros_like(h, shape=(h.shape[0], h.shape[2])) if state is None else state
+    history = jnp.concatenate([before[:, None], h], axis=1)
+    return jnp.take_along_axis(history, lengths[:, None, None], axis=1)[:, 0]
+
+
+def _until_the_next(dts: Float[Array, "b l"], padding: Compaction | None) -> Float[jax.Array, "b l"]:
+    """The time from each event to the one after it; 1 at the last, where the reverse direction begins."""
+    if padding is not None:
+        dts = jnp.where(padding.mask, dts, 1.0)
+    return jnp.concatenate([dts[:, 1:], jnp.ones_like(dts[:, :1])], axis=1)[:, : dts.shape[1]]

@@ -1,0 +1,224 @@
+"""S4D: a diagonal state space for every feature, run as a long convolution."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from ssmjax import errors, ops
+from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer
+from ssmjax.layers.diagonal_steps import DiagonalRecurrence, carried, last_state, transition_rule
+from ssmjax.layers.state_space import StateSpaceParameters, check_rate
+from ssmjax.shapes import Array, Float, Inexact, Int
+
+__all__ = ["DIAGONAL_RULES", "S4D", "DiagonalKernel"]
+
+DIAGONAL_RULES = ("zoh", "bilinear", "euler", "impulse", "dirac", "async", "softmax")
+"""The names that `discretization=` takes: those of `ssmjax.ops.discretize`, and DSS's normalized kernel."""
+
+
+class DiagonalKernel(StateSpaceParameters):
+    r"""The convolution kernels of diagonal state spaces, one a feature and channel: S4D's parameters.
+
+        K_l = 2 Re sum_n C_n A_bar_n^l B_bar_n,    A = -f(A_real) - i g(A_imag),
+
+    sections 3 and 4 of S4D (https://arxiv.org/abs/2206.11893). Float32 whatever the dtype of the parameters.
+
+    Args:
+        d_model: The number of features, `h`.
+        d_state: The state size N, of which `n = N / 2` modes are stored, one of each conjugate pair.
+        channels: How many kernels a feature has, `c`; each has its own C.
+        copies: How many independent (A, B) there are, `s`: feature `h` uses copy `h mod s`. None: one a feature.
+        init: How A starts: "diag-lin", "diag-inv", "legs", ...; see `ssmjax.init.diagonal.state_space`.
+        B_init: How B starts, for a "diag-" initialization: "constant", "random", "alternating", "unit-cw", "unit-ccw".
+        discretization: A name of `ssmjax.ops.discretize`, or "softmax": the modes are normalized over the kernel's
+            length, as in DSS. "async" differs from "zoh" at another `rate`: an input then lasts as long as at 1.
+        dt_min: The smallest initial step size.
+        dt_max: The largest.
+        dt_transform: What makes step sizes positive: "exp", "softplus", "relu", "sigmoid" or "clip".
+        dt_tie: One step size a feature; False: one a mode.
+        real_transform: What makes the real part of -A positive; the same names.
+        imag_transform: The same of its imaginary part, or "none", which leaves it free.
+        bandlimit: Drops the modes that turn by this fraction of the largest frequency or more (section 3.3 of S4ND,
+            https://arxiv.org/abs/2210.06583), or None.
+        real: A, B and C are real: N decays, an exponential moving average, still counted twice.
+        conj_sym: False stores all N modes, which then need not come in pairs, and counts each once.
+        frozen: Which of "dt", "A", "B" and "C" are not trained: a `Frozen` variable, not an `nnx.Param`.
+        param_dtype: Of the parameters.
+        rngs: Source of the initial values.
+
+    Attributes:
+        inv_dt: (h 1), or (h n).
+        C: (c h n 2), real and imaginary parts; (c h n) if `real`.
+        B: (1 s n 2); (1 s n) if `real`.
+        A_real, A_imag: (s n); no `A_imag` if `real`.
+
+    Raises:
+        ValueError: A name is unknown, N is odd where modes come in pairs, or `copies` does not divide `d_model`.
+
+    >>> kernel = DiagonalKernel(8, d_state=4, init="diag-lin", rngs=nnx.Rngs(0))
+    >>> kernel(100).shape
+    (1, 100, 8)
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 64,
+        channels: int = 1,
+        copies: int | None = None,
+        init: str = "legs",
+        B_init: str = "constant",
+        discretization: str = "zoh",
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_transform: str = "exp",
+        dt_tie: bool = True,
+        real_transform: str = "exp",
+        imag_transform: str = "none",
+        bandlimit: float | None = None,
+        real: bool = False,
+        conj_sym: bool = True,
+        frozen: tuple[str, ...] = (),
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if discretization not in DIAGONAL_RULES:
+            raise ValueError(f"S4D: {errors.unknown_name('discretization', discretization, DIAGONAL_RULES)}")
+        super().__init__(
+            "S4D",
+            d_model,
+            d_state=d_state,
+            channels=channels,
+            copies=copies,
+            init=init,
+            B_init=B_init,
+            rank=0,
+            dt_min=dt_min,
+            dt_max=dt_max,
+            dt_transform=dt_transform,
+            dt_tie=dt_tie,
+            real_transform=real_transform,
+            imag_transform=imag_transform,
+            bandlimit=bandlimit,
+            real=real,
+            conj_sym=conj_sym,
+            frozen=frozen,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.discretization = discretization
+
+    def __call__(self, length: int, rate: float | Array = 1.0) -> Float[jax.Array, "c l h"]:
+        """The kernels.
+
+        Args:
+            length: How many taps.
+            rate: A factor on the step sizes: 2 for an input sampled at half the rate.
+
+        Raises:
+            ValueError: The length or the rate is not positive.
+
+        >>> kernel = DiagonalKernel(2, d_state=4, rngs=nnx.Rngs(0))
+        >>> bool(jnp.allclose(kernel(8, rate=1.0)[:, :4], kernel(4), atol=1e-6))
+        True
+        """
+        check_rate("S4D", rate)
+        A, dt = self.A(), self.step_sizes(rate)
+        if self.discretization == "softmax":
+            reciprocal = A.conj() / (jnp.abs(A) ** 2 + 1e-7)
+            once = 1 if self.conj_sym else 2  # this kernel counts each mode once, in any case
+            weights = once * self.output_vectors() * (self.input_vectors() * reciprocal)[None]
+            return ops.softmax_kernel(weights, A, length, dt=dt)
+        _, B_bar, C = self.recurrence(rate)
+        return ops.vandermonde(C * B_bar[None], A, length, dt=dt, rule=transition_rule(self.discretization))
+
+    def recurrence(self, rate: float | Array = 1.0) -> DiagonalRecurrence:
+        """The discretized state space."""
+        check_rate("S4D", rate)
+        if self.discretization == "softmax":
+            remedy = "Its modes are normalized over the length of a sequence; take another discretization."
+            raise errors.bad_argument("S4D", "discretization", "softmax", "one with a recurrence", remedy)
+        lasts = self.step_sizes() if self.discretization == "async" else None
+        A_bar, gain = ops.discretize(self.A(), self.step_sizes(rate), self.discretization, dt_input=lasts)
+        return DiagonalRecurrence(A_bar, gain * self.input_vectors(), self.output_vectors())
+
+    def carried(
+        self, state: Inexact[Array, "b h n"], length: int, rate: float | Array = 1.0
+    ) -> Float[jax.Array, "b c l h"]:
+        """What a state adds to the outputs of the steps after it, `2 Re C A_bar^(l+1) x`."""
+        system = self.recurrence(rate), self.A(), self.step_sizes(rate), self.discretization
+        return carried(*system, state, length)
+
+    def last_state(
+        self,
+        u: Float[Array, "b l h"],
+        steps: Int[Array, " b"],
+        state: Inexact[Array, "b h n"] | None,
+        rate: float | Array = 1.0,
+    ) -> Inexact[jax.Array, "b h n"]:
+        """The state after inputs that end at the last place of `u`, `steps` of them, with zeros before."""
+        system = self.recurrence(rate), self.A(), self.step_sizes(rate), self.discretization
+        return last_state(*system, u, steps, state)
+
+
+class S4D(ConvolutionLayer):
+    r"""The diagonal structured state space layer (https://arxiv.org/abs/2206.11893).
+
+        x' = A x + B u,    y = 2 Re C x + D u
+
+    for every feature on its own, with a diagonal A: a bare state space, without activation or norm. It is run as a
+    convolution; as a scan, in chunks (`state=`, `return_state=True`) and token by token (`step`) the outputs are the
+    same, with padding (`mask=`) anywhere, too.
+
+    Args:
+        d_model: The width of a token, `h`.
+        d_state: The state size N.
+        channels: How many outputs a feature has, `c`.
+        bidirectional: "none"; "exclusive": a second kernel reads strictly future inputs (S4's school); "inclusive": it
+            reads the present one too (S5's).
+        l_max: The largest number of taps of the convolution: inputs that are farther away are forgotten. None: all are
+            remembered, as chunks and steps do in any case.
+        dtype: Of the output. Everything within is float32.
+        param_dtype: Of the parameters.
+        rngs: Source of the initial values.
+        **options: Those of `DiagonalKernel`, such as `init="diag-lin"`.
+
+    Attributes:
+        kernel: The `DiagonalKernel`; twice the channels if bidirectional, the forward ones first.
+        D: (c h).
+
+    Raises:
+        ValueError: As `DiagonalKernel`.
+
+    >>> import jax.numpy as jnp
+    >>> layer = S4D(8, d_state=4, rngs=nnx.Rngs(0))
+    >>> u = jnp.ones((2, 6, 8))
+    >>> whole = layer(u)
+    >>> first, state = layer(u[:, :4], return_state=True)
+    >>> second, state = layer(u[:, 4:], state=state, return_state=True)
+    >>> bool(jnp.allclose(whole, jnp.concatenate([first, second], axis=1), atol=1e-5))
+    True
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 64,
+        channels: int = 1,
+        bidirectional: Bidirectional = "none",
+        l_max: int | None = None,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        super().__init__(d_model, channels, bidirectional, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        if l_max is not None and l_max < 1:
+            raise errors.bad_argument("S4D", "l_max", l_max, "positive, or None")
+        self.l_max = l_max
+        self.kernel = DiagonalKernel(
+            d_model, d_state=d_state, channels=self.kernel_channels, param_dtype=param_dtype, rngs=rngs, **options
+        )

@@ -1,0 +1,65 @@
+"""One power of a discretized diagonal, with an exponent of its own for every row of a batch."""
+
+import jax
+import jax.numpy as jnp
+
+from ssmjax import errors
+from ssmjax.ops import _checks
+from ssmjax.ops.kernels_s4.discretize import check_rule, check_step
+from ssmjax.ops.kernels_s4.pairs import as_complex, as_pair, times
+from ssmjax.ops.kernels_s4.powers import squares
+from ssmjax.shapes import Array, Float, Inexact, Int
+
+__all__ = ["diagonal_power"]
+
+TRANSITIONS = ("zoh", "bilinear", "euler", "impulse", "dirac")
+
+
+def diagonal_power(
+    A: Inexact[Array, "h n"],
+    steps: Int[Array, " b"],
+    longest: int,
+    *,
+    dt: Float[Array, "h n"],
+    rule: str = "zoh",
+) -> Inexact[jax.Array, "b h n"]:
+    """`A_bar^steps`, what is left of a state after some steps; the counterpart of `vandermonde_state`.
+
+    The product of the squares `A_bar^(2^k)` that make up the number, each correct to the rounding of a float: the
+    error does not grow with the number of steps.
+
+    Args:
+        A: Continuous diagonal, (h n), real or complex.
+        steps: How many steps, (b), none negative.
+        longest: A bound on them.
+        dt: Step sizes, (h n).
+        rule: As in `vandermonde`.
+
+    Returns:
+        (b h n), float32 or complex64 as A is real or complex (float64, complex128 from float64).
+
+    Raises:
+        ValueError: A shape, a dtype or the rule is wrong, or a step size is negative.
+
+    >>> import jax.numpy as jnp, ssmjax.ops
+    >>> A, dt = jnp.full((1, 1), -1.0), jnp.full((1, 1), 0.5)
+    >>> ssmjax.ops.diagonal_power(A, jnp.array([0, 2]), 2, dt=dt).round(3).tolist()
+    [[[1.0]], [[0.368]]]
+    """
+    where = "diagonal_power"
+    check_rule(where, rule, TRANSITIONS)
+    check_step(where, "dt", dt)
+    _checks.require_dtype(where, {"A": A}, jnp.inexact, "a floating or complex")
+    _checks.require_dtype(where, {"steps": steps}, jnp.integer, "an integer")
+    if A.ndim != 2 or dt.shape != A.shape:
+        raise errors.bad_shape(where, "dt", dt, f"of the shape (h n) of A, {tuple(A.shape)}")
+    number = jnp.promote_types(jnp.promote_types(A.real.dtype, dt.dtype), jnp.float32)
+    re, im = (jnp.asarray(part, number) for part in as_pair(A))
+    count = max(1, int(longest).bit_length())
+    squared = squares((re, im), jnp.asarray(dt, number), rule, count)
+    power = jnp.ones((len(steps), *A.shape), number), jnp.zeros((len(steps), *A.shape), number)
+    for k in range(count):
+        wanted = ((steps >> k) & 1 == 1)[:, None, None]
+        more = times(power, (squared[0][k][None], squared[1][k][None]))
+        power = tuple(jnp.where(wanted, new, old) for new, old in zip(more, power, strict=True))
+    return as_complex(power) if jnp.iscomplexobj(A) else power[0]
