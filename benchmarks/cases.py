@@ -14,6 +14,8 @@ from ssmjax.ops.cost import Cost
 from ssmjax.ops.linear_scan.cost import linear_scan_cost
 from ssmjax.ops.selective_scan.cost import selective_scan_cost
 from ssmjax.ops.selective_scan.xla import selective_scan_xla
+from ssmjax.ops.separable_conv.cost import separable_conv_cost
+from ssmjax.ops.separable_conv.xla import separable_conv_xla
 
 __all__ = ["CASES", "Case"]
 
@@ -106,9 +108,34 @@ def causal_conv1d_case(shape: tuple[int, ...], dtype: jnp.dtype) -> Case:
     return Case((x, weight, bias), ours, {"lax.conv": lax_conv, "windows": reference}, reference, cost)
 
 
+def separable_conv_case(shape: tuple[int, ...], dtype: jnp.dtype) -> Case:
+    """Shape (b *s d r), with two-sided kernels."""
+    b, *sides, d, r = shape
+    keys = jax.random.split(jax.random.key(0), 1 + len(sides))
+    x = jax.random.normal(keys[0], shape[:-1], dtype)
+    kernels = [jax.random.normal(key, (r, 1, 2 * l, d)) for key, l in zip(keys[1:], sides, strict=True)]
+    origin = tuple(sides)
+
+    def form(**knobs):
+        def call(x, kernels):
+            return separable_conv_xla(x.astype(jnp.float32), tuple(kernels), origin, **knobs).astype(x.dtype)
+
+        return call
+
+    ours = {
+        "ours: auto": functools.partial(ops.separable_conv, origin=origin),
+        "ours: Toeplitz matrices": form(longest_dense=max(sides), most_terms=r),
+        "ours: transforms along each axis": form(longest_dense=0, most_terms=r),
+    }
+    whole = form(most_terms=0)
+    cost = separable_conv_cost(b, tuple(sides), d, r=r, itemsize=jnp.dtype(dtype).itemsize)
+    return Case((x, kernels), ours, {"transform over all axes": whole}, whole, cost)
+
+
 CASES: dict[str, tuple[Callable[[tuple[int, ...], jnp.dtype], Case], tuple[str, ...]]] = {
     "selective_scan": (selective_scan_case, ("2x1024x256x16",)),
     "linear_scan": (linear_scan_case, ("2x1024x4096",)),
     "causal_conv1d": (causal_conv1d_case, ("2x1024x256x4",)),
+    "separable_conv": (separable_conv_case, ("8x32x32x128x1", "8x32x32x128x4", "1x128x128x64x1", "1x512x512x8x1")),
 }
 """For each op its case and its default shapes."""

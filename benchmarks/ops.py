@@ -66,7 +66,6 @@ def main(config: Config) -> list[dict]:
             raise errors.unknown_name("benchmark", op, list(CASES))
     sources = peers.find_sources(config.peer) if config.peer else {}
     chosen = config.op or tuple(sources) or tuple(CASES)
-    device = jax.devices()[0].device_kind.lower().replace(" ", "_")
     bytes_per_second = bandwidth()
     records = []
     for op in chosen:
@@ -83,8 +82,9 @@ def main(config: Config) -> list[dict]:
         measured = _measure_memory(shape)
         records += measured
         _print_memory(shape, measured)
-    records = [record | stamp() for record in records]
-    out = config.out or pathlib.Path(__file__).parent / "results" / f"{device}.json"
+    source = stamp()
+    records = [record | source for record in records]
+    out = config.out or pathlib.Path(__file__).parent / "results" / f"{source['device']}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(_merged(out, records), indent=1) + "\n")
     print(f"Wrote {len(records)} records to {out}")

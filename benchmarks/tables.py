@@ -4,7 +4,7 @@ import json
 import pathlib
 import re
 
-__all__ = ["main", "op_tables"]
+__all__ = ["error_table", "main", "memory_table", "op_tables"]
 
 FOLDER = pathlib.Path(__file__).parent
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -30,7 +30,7 @@ def _table(op: str, shape: str, dtype: str, variants: dict[str, dict[str, dict]]
     for name, passes in variants.items():
         both = passes.get("forward+backward", {})
         memory = both or passes.get("forward+backward, memory only", {})
-        lines.append(f"| {name} | {_time(passes.get('forward', {}))} | {_time(both)} | {memory.get('temp_mb', '')} |")
+        lines.append(f"| {name} | {_time(passes.get('forward', {}))} | {_time(both)} | {memory.get('temp_mb') or ''} |")
     return "\n".join(lines)
 
 
@@ -40,14 +40,44 @@ def _time(record: dict) -> str:
     return f"{record['ms']:.4g}" + (f" (least {record['ms_least']:.4g})" if "ms_least" in record else "")
 
 
+def error_table(records: list[dict]) -> str:
+    """Markdown: for each kernel and length the errors of the kernel and of its gradients."""
+    names = list(dict.fromkeys(name for r in records for name in r["gradients"]))
+    lines = [
+        f"| kernel, float32, N = {records[0]['n']} | L | error | {' | '.join(names)} |",
+        "|---" * (3 + len(names)) + "|",
+    ]
+    for r in sorted(records, key=lambda r: r["kernel"]):
+        gradients = (f"{r['gradients'][name]:.1e}" if name in r["gradients"] else "" for name in names)
+        lines.append(f"| {r['kernel']} | {r['l']:,} | {r['error']:.1e} | {' | '.join(gradients)} |")
+    return "\n".join(lines)
+
+
+def memory_table(records: list[dict]) -> str:
+    """Markdown: temporary megabytes of S4D's forward and backward pass, a row for each form and state size."""
+    lengths = sorted({r["l"] for r in records})
+    lines = ["| form, N | " + " | ".join(f"L = {l:,}" for l in lengths) + " |", "|---" * (1 + len(lengths)) + "|"]
+    rows: dict[str, dict[int, float]] = {}
+    for r in records:
+        rows.setdefault(f"{r['form']}, {r['n']}", {})[r["l"]] = r["temp_mb"]
+    lines += [f"| {name} | " + " | ".join(f"{row[l]:,.0f}" for l in lengths) + " |" for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+OTHERS = {"kernel_error": error_table, "lti_memory": memory_table}
+"""Results files that are not those of a device, and what draws them."""
+
+
 def main() -> None:
     """Rewrites the README between its two markers."""
     readme = FOLDER / "README.md"
     results = sorted((FOLDER / "results").glob("*.json"))
-    tables = "\n\n".join(f"### {path.stem}\n\n{op_tables(json.loads(path.read_text()))}" for path in results)
+    tables = "\n\n".join(
+        f"### {path.stem}\n\n{OTHERS.get(path.stem, op_tables)(json.loads(path.read_text()))}" for path in results
+    )
     text = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", readme.read_text(), flags=re.DOTALL)
     readme.write_text(text)
-    print(f"Wrote {len(results)} devices' tables to {readme}")
+    print(f"Wrote the tables of {len(results)} files to {readme}")
 
 
 if __name__ == "__main__":

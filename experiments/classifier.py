@@ -20,7 +20,7 @@ from ssmjax.training.guards import TrainingDiverged
 from ssmjax.training.report import make_report, render_table, write_report
 from ssmjax.training.step import Loss, Prepare
 
-__all__ = ["Config", "Job", "check", "conclude", "result_name", "train"]
+__all__ = ["Config", "Job", "announce", "check", "conclude", "result_name", "train"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import time
 from typing import Any
 
 from experiments import classifier, common, plots_studies, sequence
-from experiments.discretization_error import RULES, errors, stability
+from experiments.discretization_error import RULES, errors, order_text, stability
 from ssmjax.data import load_images, pixel_sequences
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.guards import TrainingDiverged
@@ -125,8 +125,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"| rule | order, held input | order, smooth input | {' | '.join(columns)} |"]
     lines.append("|---" * (3 + len(largest)) + "|")
     for rule in RULES:
-        cells = [report["errors"][kind]["order"][rule] for kind in ("held", "smooth")]
-        cells = ["exact" if order is None else f"{order:.1f}" for order in cells]
+        cells = [order_text(report["errors"][kind], rule) for kind in ("held", "smooth")]
         for value in largest:
             name = _metric(rule, value)
             if name not in report["metrics"]:  # a smoke run has some of them only

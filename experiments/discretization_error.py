@@ -9,7 +9,7 @@ import numpy as np
 from ssmjax.init.diagonal import diagonal_modes
 from ssmjax.ops import discretize, linear_scan
 
-__all__ = ["RULES", "errors", "stability"]
+__all__ = ["RULES", "errors", "order_text", "stability"]
 
 RULES = ("euler", "bilinear", "zoh", "impulse")
 
@@ -41,6 +41,13 @@ def errors(modes: int = 4, steps: tuple[float, ...] = tuple(2.0**-k for k in ran
                 by_rule[rule].append(float(min(error, 1e30)))
         found[kind] = {"dt": list(steps), "error": by_rule, "order": {r: _order(steps, e) for r, e in by_rule.items()}}
     return found
+
+
+def order_text(found: dict[str, Any], rule: str) -> str:
+    """How a table shows the order of a rule, of one kind of input in the result of `errors`."""
+    if found["order"][rule] is not None:
+        return f"{found['order'][rule]:.1f}"
+    return "exact" if max(found["error"][rule]) < 10 * _FLOOR else "none"
 
 
 def stability(modes: int = 8, length: int = 4096) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     task = _task(config)
     classifier.announce(task.data, ", ".join(config.layers), config.dtype)
     runs = [_run(config, task, seed) for seed in range(config.seed, config.seed + config.seeds)]
-    costs = {layer: [_cost(config, task, layer, length) for length in config.lengths] for layer in config.layers}
+    costs = {layer: [_cost(config, task, layer, length) for length in config.lengths or ()] for layer in config.layers}
     report = make_report(
         NAME,
         command=command,
@@ -93,7 +93,7 @@ def _resolve(config: Config) -> Config:
     config = sequence.resolve(NAME, config, RECIPES)
     if config.smoke:
         return dataclasses.replace(config, layers=config.layers[1:4:2], lengths=(64,), cost_batch=2)
-    lengths = (256, 1024, 4096) if jax.default_backend() == "cpu" else (256, 1024, 4096, 16384)
+    lengths = (256, 1024, 4096) if jax.default_backend() == "cpu" else (256, 2048, 16384)
     return config if config.lengths else dataclasses.replace(config, lengths=lengths)
 
 

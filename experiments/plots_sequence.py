@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 
 from experiments.plots import draw_confusion, draw_curves
 
@@ -73,3 +74,18 @@ def save(fig: Any, figure: Path) -> None:
     figure.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(figure, dpi=110)
     pyplot().close(fig)
+
+
+def main(results: tyro.conf.Positional[Path], figure: tyro.conf.Positional[Path]) -> None:
+    """Redraws a figure from a results file.
+
+    Args:
+        results: The JSON file.
+        figure: The PNG to write.
+    """
+    draw_classifier(results, figure)
+    print(f"{figure} drawn from {results}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

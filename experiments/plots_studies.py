@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.discretization_error import order_text
 from experiments.plots_sequence import pyplot, save
 
 __all__ = ["draw_discretization", "draw_shootout"]
@@ -32,8 +33,7 @@ def draw_discretization(results: Path, figure: Path) -> None:
     for ax, kind in zip(axes[0], ("held", "smooth"), strict=True):
         found = record["errors"][kind]
         for rule in rules:
-            order = found["order"][rule]
-            label = f"{rule}, {'exact' if order is None else f'order {order:.1f}'}"
+            label = f"{rule}, order: {order_text(found, rule)}"
             ax.loglog(found["dt"], np.minimum(found["error"][rule], 10), "o-", ms=3, color=color[rule], label=label)
         where = "held over each step" if kind == "held" else "smooth, read in the middle of each step"
         _label(ax, f"input {where}", "step size dt", "relative error of the output (cut at 10)")

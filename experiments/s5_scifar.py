@@ -5,7 +5,7 @@ The claim: S5 passes 80 % within 20 minutes of one GPU, in runs of a few minutes
 
 Recipe (device, minutes a seed, expected test accuracy of the last epoch):
     python -m experiments.s5_scifar --minutes 8        one H100, again until it is done, under 20 in all, 80 % or more
-    python -m experiments.s5_scifar --data digits      two CPU cores, under 5, 90 % or more, no download
+    python -m experiments.s5_scifar --data digits      two CPU cores, under 5, 85 % or more, no download
 
 Half of the training images are mirrored; the published runs use no augmentation. What is reported is the last epoch,
 never the best one. `--smoke` is a check of the plumbing, not a result.

@@ -37,8 +37,8 @@ class Gate(nnx.Module):
     Args:
         d_model: The width of a token.
         channels: The width of the input is `channels * d_model`; only the gates "glu" and "linear" take more than one.
-        kind: One of these names.
-        gelu: See `Gelu`.
+        kind: One of these names, see `GateKind`.
+        gelu: "exact" or "tanh", see `Gelu`.
         dropout: The probability.
         dtype: Of the computation and the output.
         param_dtype: Of the parameters.
@@ -57,8 +57,8 @@ class Gate(nnx.Module):
         d_model: int,
         *,
         channels: int = 1,
-        kind: GateKind = "glu",
-        gelu: Gelu = "exact",
+        kind: str = "glu",
+        gelu: str = "exact",
         dropout: float = 0.0,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
@@ -75,8 +75,8 @@ class Gate(nnx.Module):
             options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
             setattr(self, name, nnx.Linear(channels * d_model, factor * d_model, **options))
 
-    def __call__(self, y: Float[Array, "b *s d"], *, key: PRNGKey | None = None) -> Float[Array, "b *s d"]:
-        """Applies it to (b *s d); with a `key`, dropout acts."""
+    def __call__(self, y: Float[Array, "b *s e"], *, key: PRNGKey | None = None) -> Float[Array, "b *s d"]:
+        """Applies it to (b *s channels*d); with a `key`, dropout acts."""
         first, second = (None, None) if key is None else jax.random.split(key)
         g = shared_dropout(first, nnx.gelu(y, approximate=self.gelu == "tanh"), self.dropout)
         if self.kind == "glu":

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ssmjax import errors
 from ssmjax.shapes import Array, Bool, Float
 
 __all__ = ["BatchNorm", "LayerNorm", "RMSNorm", "add_norm", "make_norm"]
@@ -152,10 +153,16 @@ class BatchNorm(nnx.Module):
 def make_norm(kind: str, d_model: int, **options) -> RMSNorm | LayerNorm | BatchNorm:
     """The norm that a configuration names: `"rms"`, `"layer"` or `"batch"`; `options` are those of the class.
 
+    Raises:
+        ValueError: There is none of that name.
+
     >>> type(make_norm("rms", 8)).__name__
     'RMSNorm'
     """
-    return {"rms": RMSNorm, "layer": LayerNorm, "batch": BatchNorm}[kind](d_model, **options)
+    norms = {"rms": RMSNorm, "layer": LayerNorm, "batch": BatchNorm}
+    if kind not in norms:
+        raise errors.unknown_name("norm", kind, list(norms))
+    return norms[kind](d_model, **options)
 
 
 def add_norm(

@@ -13,7 +13,7 @@ Pool = Literal["mean", "max", "last", "none"]
 """See `pool`."""
 
 
-def pool(x: Float[Array, "b *s d"], kind: Pool, mask: Mask | None = None) -> Float[jax.Array, "b *s d"]:
+def pool(x: Float[Array, "b *s d"], kind: Pool, mask: Mask | None = None) -> Float[jax.Array, "b *pooled d"]:
     """Pools tokens.
 
     Args:

@@ -11,14 +11,16 @@ from jax.typing import DTypeLike
 
 from ssmjax.layers.bimamba import BiMamba
 from ssmjax.layers.dss import DSS
+from ssmjax.layers.gates import Gate
 from ssmjax.layers.lru import LRU
 from ssmjax.layers.mamba import Mamba
-from ssmjax.layers.norms import LayerNorm, RMSNorm
+from ssmjax.layers.norms import BatchNorm, LayerNorm, RMSNorm
 from ssmjax.layers.patch_embed import ConvStem, PatchEmbed
 from ssmjax.layers.s4 import S4
 from ssmjax.layers.s4d import S4D
 from ssmjax.layers.s4nd import S4ND
 from ssmjax.layers.s5 import S5
+from ssmjax.layers.sequence_block import SequenceBlock
 
 __all__ = ["LayerEntry", "register_layer", "registered_layers"]
 
@@ -52,6 +54,7 @@ def register_layer(
     layer: Callable[..., Any],
     input_shape: tuple[int, ...],
     output_shape: tuple[int, ...],
+    /,
     **options: Any,
 ) -> None:
     """Adds a layer.
@@ -84,6 +87,7 @@ def registered_layers() -> tuple[LayerEntry, ...]:
 
 register_layer("RMSNorm", RMSNorm, (2, 5, 8), (2, 5, 8))
 register_layer("LayerNorm", LayerNorm, (2, 5, 8), (2, 5, 8))
+register_layer("BatchNorm", BatchNorm, (2, 5, 8), (2, 5, 8))
 register_layer("PatchEmbed", PatchEmbed, (2, 8, 12, 3), (2, 6, 8), patch_size=4)
 register_layer("ConvStem", ConvStem, (2, 8, 12, 3), (2, 6, 8), stride=4)
 register_layer("Mamba", Mamba, (2, 5, 8), (2, 5, 8), d_state=4)
@@ -92,13 +96,17 @@ for _variant in ("none", "v1", "v2"):
 for _variant in ("none", "exclusive", "inclusive"):
     register_layer(f"S5({_variant})", S5, (2, 5, 8), (2, 5, 8), d_state=8, blocks=2, bidirectional=_variant)
     register_layer(f"S4D({_variant})", S4D, (2, 5, 8), (2, 5, 8), d_state=4, bidirectional=_variant)
+    register_layer(f"LRU({_variant})", LRU, (2, 5, 8), (2, 5, 8), d_state=4, bidirectional=_variant)
+for _variant in ("none", "exclusive"):
     register_layer(f"S4({_variant})", S4, (2, 5, 8), (2, 5, 8), d_state=4, l_max=5, bidirectional=_variant)
     register_layer(f"DSS({_variant})", DSS, (2, 5, 8), (2, 5, 8), d_state=4, bidirectional=_variant)
-    register_layer(f"LRU({_variant})", LRU, (2, 5, 8), (2, 5, 8), d_state=4, bidirectional=_variant)
-for _variant in ("bilinear", "euler", "impulse", "dirac", "async"):
-    register_layer(f"S4D({_variant})", S4D, (2, 5, 8), (2, 5, 8), d_state=4, discretization=_variant)
+register_layer("S4D(bilinear)", S4D, (2, 5, 8), (2, 5, 8), d_state=4, discretization="bilinear")
 register_layer("S4D(real)", S4D, (2, 5, 8), (2, 5, 8), d_state=4, init="diag-real", real=True)
 register_layer("S4(rank 2)", S4, (2, 5, 8), (2, 5, 8), d_state=4, l_max=5, init="legt", rank=2)
 register_layer("DSS(exp)", DSS, (2, 5, 8), (2, 5, 8), d_state=4, discretization="zoh", parametrization="exp")
 register_layer("S4ND", S4ND, (2, 5, 4, 8), (2, 5, 4, 8), d_state=4)
 register_layer("S4ND(s4)", S4ND, (2, 3, 5, 4, 8), (2, 3, 5, 4, 8), axes=3, d_state=4, kernel="s4", l_max=5)
+for _variant in ("glu", "full_glu", "half_glu1", "half_glu2", "linear", "none"):
+    register_layer(f"Gate({_variant})", Gate, (2, 5, 8), (2, 5, 8), kind=_variant)
+for _variant in ("layer", "batch"):
+    register_layer(f"SequenceBlock({_variant})", SequenceBlock, (2, 5, 8), (2, 5, 8), layer="s5", norm=_variant)

@@ -1,6 +1,6 @@
 """S4: a diagonal plus low-rank state space for every feature, run as a long convolution."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +173,8 @@ class DPLRKernel(StateSpaceParameters):
         Raises:
             ValueError: The form is unknown, or "diagonal" for matrices that are not so in floating point.
         """
+        if form not in get_args(StepForm):
+            raise ValueError(f"S4: {errors.unknown_name('form', form, get_args(StepForm))}")
         squares, B_bar, C = self._discretized(rate)
         if form == "linear":
             return linear_form(self.system(rate), C)

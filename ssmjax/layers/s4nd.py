@@ -56,9 +56,9 @@ class S4ND(nnx.Module):
     Raises:
         ValueError: A name is unknown, or a size does not fit.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> layer = S4ND(8, d_state=4, rngs=nnx.Rngs(0))
-    >>> layer(jnp.ones((2, 6, 5, 8))).shape
+    >>> jax.jit(layer)(jnp.ones((2, 6, 5, 8))).shape
     (2, 6, 5, 8)
     """
 

@@ -23,6 +23,9 @@ OutputInit = Literal["trunc_standard_normal", "lecun_normal", "complex_normal"]
 LARGEST_REAL_PART = -1e-4
 """What `clip_eigs` holds the real parts below, so that every mode decays."""
 
+TRUNCATED_STD = 0.87962566103423978
+"""The standard deviation of a standard normal that is cut off at two."""
+
 
 class S5(ScanLayer):
     r"""The simplified state space layer (https://arxiv.org/abs/2208.04933, section 3).
@@ -139,10 +142,6 @@ def _initial_C(key: jax.Array, name: str, V: np.ndarray, d_model: int) -> Float[
     draw = jax.nn.initializers.truncated_normal(fan_in**-0.5 / TRUNCATED_STD)(key, (d_model, size, 2))
     re, im = draw[..., 0], draw[..., 1]
     return jnp.stack([_dot(re, V.real) - _dot(im, V.imag), _dot(re, V.imag) + _dot(im, V.real)], axis=-1)
-
-
-TRUNCATED_STD = 0.87962566103423978
-"""The standard deviation of a standard normal that is cut off at two."""
 
 
 def _dot(a, b):

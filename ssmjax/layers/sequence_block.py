@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors
 from ssmjax.layers.dss import DSS, DSSKernel
-from ssmjax.layers.gates import Gate, GateKind, Gelu
+from ssmjax.layers.gates import Gate
 from ssmjax.layers.lru import LRU
 from ssmjax.layers.norms import BatchNorm, make_norm
 from ssmjax.layers.s4 import S4, DPLRKernel
@@ -64,10 +64,10 @@ class SequenceBlock(nnx.Module):
         *,
         layer: str = "s4d",
         layer_options: Mapping[str, Any] = {},
-        gate: GateKind = "glu",
-        gelu: Gelu = "exact",
+        gate: str = "glu",
+        gelu: str = "exact",
         dropout: float = 0.0,
-        norm: Literal["layer", "batch"] = "layer",
+        norm: str = "layer",
         norm_options: Mapping[str, Any] = {},
         prenorm: bool = True,
         dtype: DTypeLike = jnp.float32,
@@ -96,7 +96,7 @@ class SequenceBlock(nnx.Module):
             mask: (b l), False at padding.
             train: Whether dropout acts, where there is a key, and a batch norm uses the statistics of the batch.
             key: The random key.
-            rate: A factor on the step sizes, see the layers.
+            rate: A factor on the step sizes, see the layers; a number, not a traced array, for "s4" and "s4nd".
 
         Returns:
             As `x`.

@@ -66,11 +66,11 @@ def apply_stack(
     def run(carry, slices):
         nonlocal written
         each = [jax.tree.map(lambda x, i=i: x[i], slices) for i in range(group)]
+        before = jax.tree.leaves([own_rest for _, own_rest, _ in each])  # here, as a merged block may share them
         blocks = [nnx.merge(definition, own_parameters, own_rest) for own_parameters, own_rest, _ in each]
         values = [own_values for *_, own_values in each]
         carry = step(carry, blocks, values) if group > 1 else step(carry, blocks[0], values[0])
         changed = [nnx.split(block, nnx.Param, ...)[2] for block in blocks]
-        before = jax.tree.leaves([own_rest for _, own_rest, _ in each])
         written |= any(new is not old for new, old in zip(jax.tree.leaves(changed), before, strict=True))
         return carry, jax.tree.map(lambda *x: jnp.stack(x), *changed)
 

@@ -201,13 +201,14 @@ def _initial_values(
 
     The host draws what is random, by a callback, since layers are built under `jax.vmap`, where a key has no value.
     """
-    size = 2 * size if real else size  # modes come in pairs, of which one is stored
+    count = size // 2 if conj_sym and not real else size
+    size = 2 * size if real else size + size % 2  # modes come in pairs, of which one is stored
     options = dict(copies=copies, rank=max(rank, 1), B=B)
 
     def draw(seed: Array) -> list[np.ndarray]:
         values = state_space(name, size, **options, rng=np.random.default_rng(np.asarray(seed)))
         if not conj_sym and not real:
-            values = [np.concatenate([x, x.conj()], axis=-1) for x in values]
+            values = [np.concatenate([x, x.conj()], axis=-1)[..., :count] for x in values]
         return [np.stack([x.real, x.imag], axis=-1).astype(np.float32) for x in values]
 
     example = draw(np.zeros(1, np.uint32))

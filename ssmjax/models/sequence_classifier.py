@@ -17,7 +17,7 @@ from ssmjax.layers.stack import apply_stack, make_stack
 from ssmjax.layers.token_encoder import TokenEncoder
 from ssmjax.models.config import ComputeDtype, check_fields, require
 from ssmjax.models.registry import Family, register_family
-from ssmjax.shapes import Array, Float, Int, Mask, PRNGKey
+from ssmjax.shapes import Array, Bool, Float, Int, Mask, PRNGKey
 
 __all__ = ["SequenceClassifier", "SequenceConfig", "SequenceRegressor", "SequenceRegressorConfig"]
 
@@ -208,8 +208,8 @@ class SequenceClassifier(nnx.Module):
         self,
         inputs: Array,
         *,
-        mask: Mask | None = None,
-        lengths: Int[Array, " b"] | None = None,
+        mask: Bool[Array, "b *pair l"] | None = None,
+        lengths: Int[Array, "b *pair"] | None = None,
         train: bool = False,
         key: PRNGKey | None = None,
         rate: float | Array = 1.0,
@@ -241,7 +241,11 @@ class SequenceClassifier(nnx.Module):
         return self.head(self._features(inputs, mask, lengths, train, key, rate))
 
     def features(
-        self, inputs: Array, *, mask: Mask | None = None, lengths: Int[Array, " b"] | None = None
+        self,
+        inputs: Array,
+        *,
+        mask: Bool[Array, "b *pair l"] | None = None,
+        lengths: Int[Array, "b *pair"] | None = None,
     ) -> Float[jax.Array, "b d"] | Float[jax.Array, "b l d"]:
         """What the head reads, in evaluation; (2b d) for pairs of documents. The arguments are those of a call."""
         if self.config.documents == 2:

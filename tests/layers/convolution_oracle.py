@@ -44,6 +44,12 @@ def call(layer, u, *, mask=None, state=None, **options):
     return quick.jit(run)(parameters, u, mask, state)
 
 
+def taps(kernel, length):
+    """Calls a kernel under `jit`."""
+    definition, parameters = nnx.split(kernel)
+    return quick.jit(lambda parameters: nnx.merge(definition, parameters)(length))(parameters)
+
+
 def numbers(pairs):
     return pairs[..., 0] + 1j * pairs[..., 1]
 
@@ -55,7 +61,8 @@ def transition(A, dt, rule, nominal):
         return (1 + x / 2) / (1 - x / 2), dt / (1 - x / 2)
     if rule == "euler":
         return 1 + x, dt
-    gain = {"zoh": (np.exp(x) - 1) / A, "impulse": dt, "dirac": 1.0, "async": (np.exp(nominal * A) - 1) / A}[rule]
+    held = (np.exp(nominal * A) - 1) / A
+    gain = {"zoh": (np.exp(x) - 1) / A, "impulse": dt, "dirac": np.ones_like(x), "async": held}[rule]
     return np.exp(x), gain
 
 

@@ -36,6 +36,8 @@ def lively(make, seed=1):
             noise = noise / np.prod(spec.shape[-2:-1] if "conv1d" not in name else (2,)) ** 0.5
         elif "A_log" in name or "A_b_log" in name:
             noise = np.log(np.arange(1, spec.shape[-1] + 1)) + 0.3 * noise
+        elif "'var'" in name:
+            noise = 1 + 0.3 * np.abs(noise)
         elif "scale" in name or "'D" in name or "gamma" in name:
             noise = 1 + 0.3 * noise
         else:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssmjax.layers import drop_path, drop_path_rates, dropout
+from ssmjax.layers import drop_path, drop_path_rates, dropout, shared_dropout
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.9])
@@ -43,3 +43,16 @@ def test_dtype_is_kept(key):
 def test_rates_are_linear_shifted_by_one():
     np.testing.assert_allclose(drop_path_rates(24, 0.1)[[0, 1, 2, 23]], [0, 0, 0.1 / 23, 0.1 * 22 / 23], rtol=1e-6)
     assert drop_path_rates(1, 0.1).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 3, 50), (40, 3, 2, 50)])
+def test_shared_dropout_drops_a_feature_for_all_tokens(key, shape):
+    dropped = shared_dropout(key, jnp.ones(shape), 0.3).reshape(40, -1, 50)
+    assert (dropped == dropped[:, :1]).all()
+    assert set(np.unique(dropped.round(4)).tolist()) == {0.0, np.float32(1 / 0.7).round(4)}
+    assert float((dropped[:, 0] == 0).mean()) == pytest.approx(0.3, abs=0.05)
+
+
+def test_shared_dropout_without_a_key_or_a_rate_does_nothing(key):
+    x = jnp.ones((2, 3))
+    assert shared_dropout(None, x, 0.5) is x and shared_dropout(key, x, 0.0) is x

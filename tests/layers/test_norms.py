@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ssmjax.layers import LayerNorm, RMSNorm, add_norm, make_norm
+from ssmjax.layers import BatchNorm, LayerNorm, RMSNorm, add_norm, make_norm
 
 
 def expected(kind, x, eps=1e-5):
@@ -53,3 +53,46 @@ def test_gradient_at_zero_is_finite():
         chex.assert_tree_all_finite(
             jax.grad(lambda x, d=definition, s=state: nnx.merge(d, s)(x).sum())(jnp.zeros((2, 4)))
         )
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("shape", [(9, 5), (3, 4, 5), (2, 3, 4, 5)])
+def test_batch_norm_in_training(key, shape, unbiased):
+    norm, x = BatchNorm(5, momentum=0.8, unbiased=unbiased), 3 + 2 * jax.random.normal(key, shape)
+    norm.scale[...], norm.bias[...] = jnp.arange(5.0), jnp.ones(5)
+    flat = np.asarray(x, np.float64).reshape(-1, 5)
+    mean, var = flat.mean(0), flat.var(0)
+    expected = (np.asarray(x, np.float64) - mean) / np.sqrt(var + 1e-5) * np.arange(5) + 1
+    np.testing.assert_allclose(norm(x, train=True), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(norm.mean[...], 0.2 * mean, rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], 0.8 + 0.2 * flat.var(0, ddof=int(unbiased)), rtol=1e-5)
+
+
+def test_batch_norm_in_evaluation_uses_the_running_statistics(key):
+    norm, x = BatchNorm(5), jax.random.normal(key, (4, 5))
+    norm.mean[...], norm.var[...] = jnp.arange(5.0), jnp.full(5, 4.0)
+    np.testing.assert_allclose(norm(x), (np.asarray(x) - np.arange(5)) / np.sqrt(4 + 1e-5), rtol=1e-6)
+    np.testing.assert_array_equal(norm.mean[...], np.arange(5))
+
+
+def test_batch_norm_reads_no_padding(key):
+    x, mask = jax.random.normal(key, (2, 6, 5)), jnp.arange(6)[None] < jnp.array([6, 2])[:, None]
+    real, padded = BatchNorm(5, unbiased=True), BatchNorm(5, unbiased=True)
+    expected = real(x.reshape(-1, 5)[mask.ravel()], train=True)
+    with_rubbish = jnp.where(mask[..., None], x, 1e6)
+    np.testing.assert_allclose(padded(with_rubbish, mask=mask, train=True)[mask], expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(nnx.state(padded), nnx.state(real), rtol=1e-5)
+
+
+def test_batch_norm_passes_gradients_through_the_statistics(key):
+    """The output does not change when the input is shifted or scaled, so the gradient is orthogonal to both."""
+    x, weight = jax.random.normal(key, (8, 5)), jax.random.normal(jax.random.key(1), (8, 5))
+    gradient = jax.grad(lambda x: (BatchNorm(5, eps=1e-12)(x, train=True) * weight).sum())(x)
+    np.testing.assert_allclose(gradient.sum(0), 0, atol=1e-5)
+    np.testing.assert_allclose((gradient * x).sum(0), 0, atol=1e-5)
+    assert np.isfinite(jax.grad(lambda x: BatchNorm(5)(x, train=True).sum())(jnp.zeros((4, 5)))).all()
+
+
+def test_an_unknown_norm_is_named():
+    with pytest.raises(ValueError, match="Unknown norm 'bach'. Did you mean 'batch'"):
+        make_norm("bach", 8)

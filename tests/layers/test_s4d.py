@@ -13,6 +13,7 @@ from ssmjax.layers.s4d import DiagonalKernel
 from ssmjax.layers.state_space import TRANSFORMS, Frozen, positive
 from tests.layers import convolution_oracle as oracle
 from tests.layers import quick
+from tests.ops.conftest import as_a_user  # noqa: F401  (a fixture)
 
 D = 6
 RULES = ("zoh", "bilinear", "euler", "impulse", "dirac", "async")
@@ -78,7 +79,7 @@ def test_a_band_limit_drops_fast_modes():
     assert 0 < kept.sum() < kept.size
     C = np.where(kept[None, ..., None], np.asarray(free.C[...]), 0)
     free.C[...] = jnp.asarray(C)
-    oracle.close(limited(9), free(9), 1e-6)
+    oracle.close(oracle.taps(limited, 9), oracle.taps(free, 9), 1e-6)
     definition, state = nnx.split(limited)
     gradient = quick.jit(jax.grad(lambda state: nnx.merge(definition, state)(9).sum()))(state)
     assert not np.asarray(gradient["C"][...])[0][~kept].any()
@@ -90,7 +91,7 @@ def test_softmax_normalizes_over_the_length():
     C, B = (oracle.numbers(np.asarray(x[...], float)) for x in (kernel.C, kernel.B))
     e = np.exp((dt * A)[..., None] * np.arange(7))
     expected = np.einsum("chn,hnl->clh", C * (B[0] / A), e / e.sum(-1, keepdims=True)).real
-    oracle.close(kernel(7), expected)
+    oracle.close(oracle.taps(kernel, 7), expected)
     with pytest.raises(ValueError, match="discretization must be one with a recurrence, got 'softmax'"):
         kernel.recurrence()
 
@@ -182,17 +183,16 @@ def test_gradients_agree_with_finite_differences(mode):
     layer, u, state = make(), sequence(5, batch=1), 0.3 * jnp.ones((1, D, 2), complex)
     definition, parameters = nnx.split(layer)
 
-    @quick.jit
     def loss(parameters, u, state):
-        y, last = nnx.merge(definition, parameters)(u, state=state, return_state=True, mode=mode)
+        y, last = nnx.merge(definition, parameters)(u, state=state + 0j, return_state=True, mode=mode)
         return (y**2).sum() + (jnp.abs(last) ** 2).sum()
 
     arguments = parameters, u, state.real
-    f = lambda parameters, u, s: loss(parameters, u, s + 0j)  # noqa: E731
     rng = np.random.default_rng(0)
     step = jax.tree.map(lambda x: jnp.asarray(1e-2 * rng.standard_normal(x.shape), x.dtype), arguments)
-    moved = [f(*jax.tree.map(lambda x, d, s=s: x + s * d, arguments, step)) for s in (1, -1)]
-    gradients = jax.grad(f, (0, 1, 2))(*arguments)
+    value = quick.jit(loss)
+    moved = [value(*jax.tree.map(lambda x, d, s=s: x + s * d, arguments, step)) for s in (1, -1)]
+    gradients = quick.jit(jax.grad(loss, (0, 1, 2)))(*arguments)
     slope = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(step), strict=True))
     np.testing.assert_allclose(slope, (moved[0] - moved[1]) / 2, rtol=2e-3)
 
@@ -200,7 +200,7 @@ def test_gradients_agree_with_finite_differences(mode):
 def test_the_kernel_is_exact_in_float32_at_any_length():
     """N = 64, LegS, 4,000 taps: the error stays at a few roundings (the reference's at 5e-6, where it is well)."""
     kernel = DiagonalKernel(2, d_state=64, rngs=nnx.Rngs(0))
-    K = np.asarray(quick.jit(lambda: kernel(4000))())
+    K = np.asarray(oracle.taps(kernel, 4000))
     A, dt = np.asarray(kernel.A(), complex), np.asarray(kernel.step_sizes(), float)
     C, B = (oracle.numbers(np.asarray(x[...], float)) for x in (kernel.C, kernel.B))
     weights = C[0] * B[0] * (np.exp(dt * A) - 1) / A
@@ -208,6 +208,7 @@ def test_the_kernel_is_exact_in_float32_at_any_length():
     oracle.close(K[0], exact, 2e-6)
 
 
+@pytest.mark.usefixtures("as_a_user")
 def test_messages():
     layer, u = make(), sequence(3)
     for call, message in (

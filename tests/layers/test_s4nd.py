@@ -12,6 +12,7 @@ from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
 from ssmjax.checkpoints.from_torch import s4nd as converter
 from ssmjax.layers import S4ND
 from tests.layers import quick
+from tests.ops.conftest import as_a_user  # noqa: F401  (a fixture)
 
 
 def make(axes=2, **options):
@@ -136,6 +137,7 @@ def test_vmap_bfloat16_and_an_empty_batch():
     chex.assert_shape(quick.apply(layer, x[:0]), (0, 4, 5, 3))
 
 
+@pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -154,6 +156,7 @@ def test_bad_options(options, message):
         make(**options)
 
 
+@pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [

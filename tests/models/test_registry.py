@@ -44,9 +44,9 @@ class EveryModelTest(chex.TestCase):
         config = ssmjax.model_config(name)
         family = registry.get_family(registry.family_of(config))
         definition, state = nnx.split(nnx.eval_shape(lambda: ssmjax.create_model(name)))
-        images = jax.ShapeDtypeStruct(family.input_shape(config, 2), jnp.float32)
-        out = jax.eval_shape(lambda state, x: nnx.merge(definition, state)(x), state, images)
-        chex.assert_shape(out, (2, config.num_classes))
+        inputs = jax.ShapeDtypeStruct(family.input_shape(config, 2), family.input_dtype(config))
+        out = jax.eval_shape(lambda state, x: nnx.merge(definition, state)(x), state, inputs)
+        chex.assert_shape(out, (2, getattr(config, "outputs", config.num_classes)))
         chex.assert_type(out, jnp.float32)
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ssmjax import ops
-from ssmjax.ops.separable_conv import cost, xla
+from ssmjax.ops.separable_conv import cost, reference, xla
 
 CASES = [
     ((7,), (7,), (0,), 1, 1),
@@ -46,17 +46,29 @@ def convolve(x, kernels, D, origin):
     return total + x[:, None] * D.reshape(1, len(D), *[1] * len(kernels), -1)
 
 
-@pytest.mark.parametrize("form", ["dense", "transformed", "whole", "reference"])
+FORMS = {
+    "dense": functools.partial(xla.separable_conv_xla, longest_dense=256, most_terms=4),
+    "transformed": functools.partial(xla.separable_conv_xla, longest_dense=0, most_terms=4),
+    "whole": functools.partial(xla.separable_conv_xla, most_terms=0),
+    "reference": reference.separable_conv_reference,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("spatial", "taps", "origin", "r", "c"), CASES)
-def test_values(monkeypatch, form, spatial, taps, origin, r, c):
-    monkeypatch.setattr(xla, "LONGEST_DENSE", 0 if form == "transformed" else 256)
-    monkeypatch.setattr(xla, "MOST_TERMS", 0 if form == "whole" else 4)
+def test_forms(form, spatial, taps, origin, r, c):
     x, kernels, D = problem(spatial, taps, r, c)
-    run = functools.partial(
-        ops.separable_conv, origin=origin, implementation="reference" if form == "reference" else "xla"
-    )
+    y = jax.jit(functools.partial(FORMS[form], origin=origin))(x, tuple(kernels))
+    wanted = convolve(x, kernels, 0 * D, origin).astype(np.float32)
+    chex.assert_trees_all_close(y, wanted, atol=2e-6 * np.max(np.abs(wanted)))
+
+
+@pytest.mark.parametrize(("spatial", "taps", "origin", "r", "c"), CASES)
+def test_values(spatial, taps, origin, r, c):
+    x, kernels, D = problem(spatial, taps, r, c)
+    y = jax.jit(functools.partial(ops.separable_conv, origin=origin))(x, kernels, D)
     wanted = convolve(x, kernels, D, origin).astype(np.float32)
-    chex.assert_trees_all_close(jax.jit(run)(x, kernels, D), wanted, atol=2e-6 * np.max(np.abs(wanted)))
+    chex.assert_trees_all_close(y, wanted, atol=2e-6 * np.max(np.abs(wanted)))
 
 
 @pytest.mark.parametrize(("spatial", "taps", "origin", "r", "c"), CASES)

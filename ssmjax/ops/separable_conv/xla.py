@@ -24,14 +24,21 @@ MOST_TERMS = 4
 """How many terms are convolved with one by one: at 4 the convolution over all axes is as fast on a CPU."""
 
 
-def separable_conv_xla(x: jax.Array, kernels: tuple[jax.Array, ...], origin: tuple[int, ...]) -> jax.Array:
+def separable_conv_xla(
+    x: jax.Array,
+    kernels: tuple[jax.Array, ...],
+    origin: tuple[int, ...],
+    *,
+    longest_dense: int = LONGEST_DENSE,
+    most_terms: int = MOST_TERMS,
+) -> jax.Array:
     """(b c *s d); as `reference.separable_conv_reference`."""
     r, c = kernels[0].shape[:2]
-    if r > MOST_TERMS:
+    if r > most_terms:
         return fft_conv_xla(x, separable_kernel(kernels), origin)
     y = jnp.moveaxis(x, -1, 0)[:, None]  # (d 1 b *s), then (d r*c b *s)
     for axis, (kernel, o) in enumerate(zip(kernels, origin, strict=True)):
-        along = _dense if y.shape[3 + axis] <= LONGEST_DENSE else _transformed
+        along = _dense if y.shape[3 + axis] <= longest_dense else _transformed
         y = along(y, kernel.reshape(r * c, *kernel.shape[2:]), 3 + axis, o)
     y = y.reshape(y.shape[0], r, c, *y.shape[2:]).sum(1)
     return jnp.moveaxis(y, (0, 1), (-1, 1))

@@ -1,0 +1,185 @@
+"""S4: against a loop in numpy; the C~ that it stores, and the forms of its steps."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ssmjax.layers import S4
+from ssmjax.layers.convolution import scan
+from ssmjax.layers.s4 import DPLRKernel
+from ssmjax.layers.state_space import as_complex
+from tests.layers import convolution_oracle as oracle
+from tests.layers import quick
+from tests.ops.conftest import as_a_user  # noqa: F401  (a fixture)
+
+D = 4
+
+
+def make(**options):
+    return oracle.lively(lambda: S4(D, **({"d_state": 4, "l_max": 9} | options), rngs=nnx.Rngs(0)))
+
+
+def sequence(length, batch=2, seed=2):
+    return jax.random.normal(jax.random.key(seed), (batch, length, D))
+
+
+def built(**options):
+    """A kernel with its own initial values, in one program."""
+    make = lambda: nnx.split(DPLRKernel(D, **options, rngs=nnx.Rngs(0)))[1]  # noqa: E731
+    definition, _ = nnx.split(nnx.eval_shape(lambda: DPLRKernel(D, **options, rngs=nnx.Rngs(0))))
+    return nnx.merge(definition, quick.jit(make)())
+
+
+MASK = np.array([[0, 0, 1, 1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0, 0, 0], [1] * 9, [0] * 9], bool)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rank": 2, "copies": 2},
+        {"channels": 2, "bidirectional": "exclusive"},
+        {"bidirectional": "inclusive", "l_max": 16},
+        {"conj_sym": False, "d_state": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", ["conv", "scan"])
+def test_equals_a_loop_with_every_option_and_padding(options, mode):
+    layer, u = make(**options), sequence(9, batch=len(MASK))
+    u = jnp.where(MASK[..., None], u, 1e3)
+    system = oracle.s4(layer, conj_sym=options.get("conj_sym", True))
+    expected = oracle.masked(system, np.asarray(layer.D[...]), u, MASK, options.get("bidirectional", "none"))
+    oracle.close(oracle.call(layer, u, mask=MASK, mode=mode), expected)
+
+
+@pytest.mark.parametrize("rate", [0.5, 2.0])
+def test_another_rate(rate):
+    """The stored C~ serves for `l_kernel / rate` steps of `rate` times the size."""
+    layer, u = make(l_max=18), sequence(9)
+    oracle.close(oracle.call(layer, u, rate=rate), oracle.run(oracle.s4(layer, rate), layer.D[...], u))
+
+
+@pytest.mark.parametrize(("init", "rank"), [("legs", 1), ("legt", 2), ("fout", 1)])
+def test_its_own_initial_values_step_as_they_convolve(init, rank):
+    """C comes back from C~ without loss: in float32, in the way the reference does, FouT loses all but one digit."""
+    kernel = built(init=init, rank=rank, d_state=16, l_max=40)
+    definition, parameters = nnx.split(kernel)
+    u = jnp.zeros((1, 40, D)).at[:, 0].set(1.0)
+
+    @quick.jit
+    def step(parameters):
+        kernel = nnx.merge(definition, parameters)
+        return scan(kernel.recurrence(), u, None, kernel.init_state(1))[0]
+
+    oracle.close(step(parameters)[0, 0], oracle.taps(kernel, 40)[0], 3e-6)
+
+
+def test_the_stored_output_vector_is_the_original_times_one_minus_a_power():
+    layer = make(l_max=7)
+    system = oracle.s4(layer)  # its C undoes the power
+    C = jnp.asarray(system[2][..., :2], jnp.complex64)
+    stored = np.asarray(layer.kernel.C[...])
+    layer.kernel.set_output(C, 7)
+    oracle.close(layer.kernel.C[...], stored)
+    layer.kernel.set_output(C, 20)
+    oracle.close(oracle.taps(layer.kernel, 20)[:, :7], _kernel(system, 7))
+
+
+def _kernel(system, length):
+    u = np.zeros((1, length, D))
+    u[:, 0] = 1
+    return oracle.run(system, np.zeros((1, D)), u)
+
+
+@pytest.mark.parametrize("conj_sym", [True, False])
+def test_extending_keeps_the_kernel(conj_sym):
+    kernel = make(l_max=5, conj_sym=conj_sym).kernel
+    before = oracle.taps(kernel, 5)
+    kernel.extend(11)
+    assert kernel.l_kernel == 20
+    oracle.close(oracle.taps(kernel, 20)[:, :5], before)
+    kernel.extend(11)
+    assert kernel.l_kernel == 20
+
+
+@pytest.mark.parametrize("form", ["dense", "linear"])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_the_forms_of_a_step(form, rank):
+    layer, u = make(rank=rank), sequence(9)
+    definition, parameters = nnx.split(layer)
+
+    @quick.jit
+    def run(parameters, u):
+        layer = nnx.merge(definition, parameters)
+        recurrence = layer.recurrence(form=form)
+        step = lambda state, u: layer.step(u, state, recurrence=recurrence)[::-1]  # noqa: E731
+        return jnp.swapaxes(jax.lax.scan(step, layer.init_state(2), jnp.swapaxes(u, 0, 1))[1], 0, 1)
+
+    oracle.close(run(parameters, u), oracle.run(oracle.s4(layer), layer.D[...], u))
+
+
+def test_the_diagonal_form_is_for_matrices_that_are_diagonal_in_floating_point():
+    kernel = built(init="fout", d_state=16, l_max=40)
+    recurrence = kernel.recurrence(form="diagonal")
+    u = jnp.zeros((1, 40, D)).at[:, 0].set(1.0)
+    y, _ = scan(recurrence, u, None, jnp.zeros((1, D, 16), jnp.complex64))
+    oracle.close(y[0, 0], oracle.taps(kernel, 40)[0], 1e-5)
+    with pytest.raises(ValueError, match="form must be 'dense' or 'linear' for this init.*condition number"):
+        built(init="legs", d_state=16, l_max=40).recurrence(form="diagonal")
+    with pytest.raises(ValueError, match="'dense' or 'linear' under jax.jit"):
+        jax.eval_shape(lambda: DPLRKernel(D, d_state=4, rngs=nnx.Rngs(0)).recurrence(form="diagonal"))
+
+
+def test_it_stays_stable_under_any_update():
+    for update in (-1e6, 1e6):
+        kernel = make().kernel
+        step = jax.tree.map(lambda x: x, nnx.state(kernel, nnx.Param))
+        step["A_real"][...] = step["A_real"][...] + update
+        nnx.update(kernel, step)
+        assert (np.asarray(kernel.A().real) < 0).all()
+        chex.assert_tree_all_finite(oracle.taps(kernel, 9))
+    assert np.abs(np.linalg.eigvals(oracle.s4(make())[0])).max() < 1
+
+
+def test_initial_values():
+    kernel = built(d_state=16, l_max=32, copies=2, channels=2)
+    chex.assert_shape([kernel.inv_dt[...], kernel.C[...], kernel.B[...]], [(D, 1), (2, D, 8, 2), (1, 2, 8, 2)])
+    chex.assert_shape([kernel.A_real[...], kernel.A_imag[...], kernel.P[...]], [(2, 8), (2, 8), (1, 2, 8, 2)])
+    np.testing.assert_allclose(kernel.A().real, -0.5, rtol=1e-5)
+    B, P = (as_complex(x[...])[0] for x in (kernel.B, kernel.P))
+    unclipped = np.abs(np.asarray(B.imag)) < 2
+    np.testing.assert_allclose(np.asarray(P / B)[unclipped], 0.5**0.5, rtol=1e-4)
+
+
+def test_gradients_agree_between_the_modes():
+    """By way of C~, the scan and the convolution are different functions of the parameters with the same values."""
+    layer, u = make(), sequence(9)
+    definition, parameters = nnx.split(layer)
+    gradients = [
+        quick.jit(jax.grad(lambda p, u, mode=mode: (nnx.merge(definition, p)(u, mode=mode) ** 2).sum(), (0, 1)))(
+            parameters, u
+        )
+        for mode in ("conv", "scan")
+    ]
+    for ours, theirs in zip(*map(jax.tree.leaves, gradients), strict=True):
+        oracle.close(ours, theirs, 1e-4)
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_messages():
+    layer = make()
+    for call, message in (
+        (lambda: layer(sequence(10)), r"length must be at most 9, for which C~ is made, got 10.*kernel.extend\(10\)"),
+        (lambda: layer(sequence(9), rate=2.0), r"at most 4, for which C~ is made \(at rate 2.0\).*l_max=18"),
+        (lambda: S4(D, d_state=3, rngs=nnx.Rngs(0)), "S4: d_state must be even, got 3"),
+        (lambda: S4(D, l_max=0, rngs=nnx.Rngs(0)), "S4: l_max must be a positive int, got 0"),
+        (lambda: S4(D, init="legt", rngs=nnx.Rngs(0)), "rank must be at least 2 for 'legt', got 1"),
+        (lambda: S4(D, dt_min=-1.0, rngs=nnx.Rngs(0)), r"\(dt_min, dt_max\) must be positive and increasing"),
+        (lambda: layer.kernel.recurrence(form="sparse"), "Unknown form 'sparse'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
