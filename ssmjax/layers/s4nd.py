@@ -81,10 +81,10 @@ class S4ND(nnx.Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        l_max = tuple(l_max) if isinstance(l_max, Sequence) else (l_max,) * axes
-        _check_options(axes, kernel, l_max, trank, channels, bidirectional)
+        longest = tuple(l_max) if isinstance(l_max, Sequence) else (l_max,) * axes
+        _check_options(axes, kernel, longest, trank, channels, bidirectional)
         self.axes = axes
-        self.l_max = l_max
+        self.l_max = longest
         self.trank = trank
         self.channels = channels
         self.bidirectional = bidirectional
@@ -93,9 +93,9 @@ class S4ND(nnx.Module):
         options |= dict(d_state=d_state, channels=rows, bandlimit=bandlimit, dt_min=dt_min, dt_max=dt_max)
         options |= dict(param_dtype=param_dtype, rngs=rngs)
         if kernel == "s4":
-            self.kernels = nnx.data([DPLRKernel(d_model, l_max=l, **options) for l in l_max])
+            self.kernels = nnx.data([DPLRKernel(d_model, l_max=l, **options) for l in longest])
         else:
-            self.kernels = nnx.data([DiagonalKernel(d_model, **options) for _ in l_max])
+            self.kernels = nnx.data([DiagonalKernel(d_model, **options) for _ in longest])
         self.D = nnx.Param(jax.random.normal(rngs.params(), (channels, d_model), param_dtype))
 
     def __call__(self, x: Float[Array, "b ..."], *, rate: float | Sequence[float] = 1.0) -> Float[jax.Array, "b ..."]:

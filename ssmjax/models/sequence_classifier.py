@@ -246,11 +246,12 @@ class SequenceClassifier(nnx.Module):
         *,
         mask: Bool[Array, "b *pair l"] | None = None,
         lengths: Int[Array, "b *pair"] | None = None,
-    ) -> Float[jax.Array, "b d"] | Float[jax.Array, "b l d"]:
-        """What the head reads, in evaluation; (2b d) for pairs of documents. The arguments are those of a call."""
-        if self.config.documents == 2:
-            inputs, mask, lengths, _ = _unpair(type(self).__name__, inputs, mask, lengths)
-        return self._features(inputs, mask, lengths, False, None, 1.0)
+    ) -> Float[jax.Array, "b *rest d"]:
+        """What the head reads, in evaluation: (b d), (b l d) with `pool="none"`, (b 2 d) for pairs of documents."""
+        if self.config.documents == 1:
+            return self._features(inputs, mask, lengths, False, None, 1.0)
+        inputs, mask, lengths, batch = _unpair(type(self).__name__, inputs, mask, lengths)
+        return self._features(inputs, mask, lengths, False, None, 1.0).reshape(batch, 2, -1)
 
     def _features(self, inputs, mask, lengths, train, key, rate):
         config = self.config
@@ -317,13 +318,13 @@ class SequenceRegressor(SequenceClassifier):
     """
 
 
-def _unpair(where, inputs, mask, lengths):
+def _unpair(where: str, inputs: Any, mask: Any, lengths: Any) -> tuple[Any, Any, Any, int]:
     """Pairs of sequences, one after the other in the batch."""
     for name, x in (("inputs", inputs), ("mask", mask), ("lengths", lengths)):
         if x is not None and (x.ndim < 2 or x.shape[1] != 2):
             raise errors.bad_shape(where, name, x, "(b, 2, ...), a pair of documents")
-    flat = [None if x is None else x.reshape(-1, *x.shape[2:]) for x in (inputs, mask, lengths)]
-    return *flat, inputs.shape[0]
+    flat = [x if x is None else x.reshape(-1, *x.shape[2:]) for x in (inputs, mask, lengths)]
+    return flat[0], flat[1], flat[2], len(inputs)
 
 
 def _input_shape(config: SequenceConfig, batch: int) -> tuple[int, ...]:
@@ -336,9 +337,21 @@ def _input_dtype(config: SequenceConfig):
     return jnp.float32 if config.vocab_size is None else jnp.int32
 
 
-_TINY = {"d_model": 8, "depth": 2, "d_state": 4, "vocab_size": None, "in_features": 2, "l_max": None, "dropout": 0.0}
-for _name, _config, _model in (
-    ("sequence_classifier", SequenceConfig, SequenceClassifier),
-    ("sequence_regressor", SequenceRegressorConfig, SequenceRegressor),
-):
-    register_family(Family(_name, _config, _model, _input_shape, _TINY | {"layer_options": ()}, _input_dtype))
+# What layers and blocks are tested with on their own is set to one value, so that tests of all models stay short.
+_PLAIN = {
+    field.name: field.default for field in dataclasses.fields(SequenceConfig) if field.name not in ("layer", "pool")
+}
+_TINY = _PLAIN | {"num_classes": 5, "in_features": 2, "d_model": 8, "depth": 2, "d_state": 4, "bidirectional": True}
+register_family(
+    Family("sequence_classifier", SequenceConfig, SequenceClassifier, _input_shape, _TINY, _input_dtype),
+)
+register_family(
+    Family(
+        "sequence_regressor",
+        SequenceRegressorConfig,
+        SequenceRegressor,
+        _input_shape,
+        _TINY | {"layer": "s4d", "out_features": 5},  # the classifiers have shown each layer
+        _input_dtype,
+    )
+)

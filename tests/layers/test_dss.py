@@ -101,4 +101,4 @@ def test_messages():
         (lambda: DSS(D, dt_min=0.2, rngs=nnx.Rngs(0)), r"\(dt_min, dt_max\) must be positive and increasing"),
     ):
         with pytest.raises(ValueError, match=message):
-            call()
+            jax.eval_shape(call)  # traced only

@@ -182,4 +182,4 @@ def test_messages():
         (lambda: layer.kernel.recurrence(form="sparse"), "Unknown form 'sparse'"),
     ):
         with pytest.raises(ValueError, match=message):
-            call()
+            jax.eval_shape(call)  # traced only

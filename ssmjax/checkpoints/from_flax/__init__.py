@@ -5,6 +5,6 @@
 False
 """
 
-from ssmjax.checkpoints.from_flax import annotated_s4, event_ssm, lru, s5
+from ssmjax.checkpoints.from_flax import annotated_model, annotated_s4, event_ssm, lru, s5, s5_model
 
-__all__ = ["annotated_s4", "event_ssm", "lru", "s5"]
+__all__ = ["annotated_model", "annotated_s4", "event_ssm", "lru", "s5", "s5_model"]

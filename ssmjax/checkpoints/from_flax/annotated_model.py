@@ -1,4 +1,4 @@
-"""Whole models of The Annotated S4: from its parameters, flattened with slashes."""
+"""Whole models of The Annotated S4: from and to its parameters, flattened with slashes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
 from ssmjax.models.registry import build
 from ssmjax.models.sequence_classifier import SequenceConfig
 
-__all__ = ["TABLE", "convert", "layer_config"]
+__all__ = ["TABLE", "convert", "layer_config", "to_reference"]
 
 TABLE = KeyTable(
     (
@@ -27,6 +27,8 @@ TABLE = KeyTable(
     )
 )
 """All but the state spaces, whose arrays `annotated_s4` converts."""
+
+_STACK = "layers.layer."
 
 
 def layer_config(variant: annotated_s4.Variant, parameters: Mapping[str, np.ndarray], l_max: int) -> dict[str, Any]:
@@ -79,15 +81,25 @@ def convert(
     """
     abstract = model_arrays(nnx.eval_shape(lambda: build("sequence_classifier", config)))
     rest = {name: x for name, x in parameters.items() if "/seq/" not in name}
-    ours = TABLE.to_ours(rest, {n: x for n, x in abstract.items() if not n.startswith("layers.layer.")}, where)
+    ours = TABLE.to_ours(rest, {n: x for n, x in abstract.items() if not n.startswith(_STACK)}, where)
     _, arguments = annotated_s4.layer_arguments(variant, _of_layer(parameters, 0), config.l_max or 1024)
     layers = [
         annotated_s4.convert(_of_layer(parameters, i), variant, arguments, f"{where}: layers_{i}")
         for i in range(config.depth)
     ]
-    ours |= {f"layers.layer.{name}": np.stack([layer[name] for layer in layers]) for name in layers[0]}
+    ours |= {f"{_STACK}{name}": np.stack([layer[name] for layer in layers]) for name in layers[0]}
     check_arrays(where, ours, specs(abstract))
     return ours
+
+
+def to_reference(arrays: Mapping[str, Any], variant: annotated_s4.Variant) -> dict[str, np.ndarray]:
+    """Converts arrays of ours to the original's names and layout."""
+    layers = {name.removeprefix(_STACK): x for name, x in arrays.items() if name.startswith(_STACK)}
+    theirs = TABLE.to_source({name: x for name, x in arrays.items() if not name.startswith(_STACK)})
+    for i in range(len(next(iter(layers.values())))):
+        one = annotated_s4.to_reference({name: x[i] for name, x in layers.items()}, variant)
+        theirs |= {f"layers_{i}/seq/{name}": x for name, x in one.items()}
+    return theirs
 
 
 def _of_layer(parameters: Mapping[str, np.ndarray], i: int) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.from_flax import s5
 from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
@@ -16,7 +17,7 @@ from ssmjax.checkpoints.s5_outputs import join_outputs, split_outputs
 from ssmjax.models.registry import build
 from ssmjax.models.sequence_classifier import SequenceConfig
 
-__all__ = ["TABLE", "convert", "to_reference"]
+__all__ = ["TABLE", "config_from_reference", "convert", "to_reference"]
 
 _LAYER = "encoder/layers_{i}/"
 
@@ -42,6 +43,61 @@ def _table(config: SequenceConfig) -> KeyTable:
     heads = _HEADS[config.documents]
     lines = (Rule(f"{theirs}/{name}", f"{ours}.{name}") for theirs, ours in heads for name in ("kernel", "bias"))
     return KeyTable((*TABLE.rules, *lines))
+
+
+# The arguments of the original's model: ours with the same meaning, and the original's default (None: there is none).
+_RENAMED: dict[str, tuple[str, Any]] = {
+    "d_output": ("num_classes", None),
+    "n_layers": ("depth", None),
+    "dropout": ("dropout", 0.2),
+    "prenorm": ("prenorm", False),
+    "bn_momentum": ("bn_momentum", 0.9),
+}
+_TRANSLATED: dict[str, Any] = {"d_model": None, "activation": "gelu", "batchnorm": False, "mode": "pool"}
+# A padded batch is one with lengths here, and training is an argument of a call.
+_WITHOUT_EFFECT = ("padded", "training", "step_rescale")
+
+
+def config_from_reference(
+    arguments: Mapping[str, Any], layer: Mapping[str, Any], *, in_features: int = 1, documents: int = 1
+) -> SequenceConfig:
+    """Our configuration for the arguments of the original's models.
+
+    Args:
+        arguments: Of `ClassificationModel` or `RetrievalModel`, such as `{"d_model": 128, "activation": "half_glu1"}`.
+        layer: Of its state space, as `s5.config_from_reference` takes them, without the width.
+        in_features: The width of the input; tokens are one-hot vectors there.
+        documents: 2 for a `RetrievalModel`.
+
+    Raises:
+        ValueError: An argument is unknown or missing, or its value does not fit.
+
+    >>> theirs = {"d_output": 10, "d_model": 16, "n_layers": 2, "activation": "half_glu2"}
+    >>> config_from_reference(theirs, {"P": 8, "J": 2, "bidirectional": True}).gate
+    'half_glu2'
+    """
+    known = [*_RENAMED, *_TRANSLATED, *_WITHOUT_EFFECT]
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"config_from_reference: {errors.unknown_name('argument', name, known)}")
+    theirs = _TRANSLATED | dict(arguments)
+    options = s5.config_from_reference({"H": theirs["d_model"], **layer})
+    batch = theirs["batchnorm"]
+    return SequenceConfig(
+        layer="s5",
+        in_features=in_features,
+        documents=documents,
+        **{name: arguments.get(argument, default) for argument, (name, default) in _RENAMED.items()},
+        **{name: options.pop(name) for name in ("d_model", "d_state", "bidirectional")},
+        layer_options=options,
+        gate="none" if theirs["activation"] == "gelu" else theirs["activation"],
+        gelu="tanh",
+        norm="batch" if batch else "layer",
+        norm_eps=1e-5 if batch else 1e-6,
+        final_norm=False,
+        pool="mean" if theirs["mode"] == "pool" else theirs["mode"],
+        padding="pooled",
+    )
 
 
 def convert(

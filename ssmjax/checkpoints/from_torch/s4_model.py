@@ -5,21 +5,27 @@ and a decoder. A Lightning checkpoint has `model.` before the names of the layer
 `decoder` that depend on the task; `canonical` takes both away, and upgrades versions 2 and 3.
 """
 
+import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from ssmjax.checkpoints.arrays import model_arrays
+from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
 from ssmjax.checkpoints.from_torch import s4
 from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
+from ssmjax.checkpoints.torch_file import read_torch_file
 from ssmjax.errors import bad_argument
-from ssmjax.models.registry import build
-from ssmjax.models.sequence_classifier import SequenceConfig
+from ssmjax.models.config import override
+from ssmjax.models.registry import build, model_config
+from ssmjax.models.sequence_classifier import SequenceClassifier, SequenceConfig
 
-__all__ = ["BLOCK", "block_rules", "canonical", "convert", "to_reference"]
+__all__ = ["BLOCK", "block_rules", "canonical", "convert", "load", "to_reference"]
+
+logger = logging.getLogger(__name__)
 
 
 def block_rules(theirs: str = "", ours: str = "", ssm: str = "layer.", gate: str = "gate.") -> tuple[Rule, ...]:
@@ -92,8 +98,6 @@ def convert(state: Mapping[str, np.ndarray], config: SequenceConfig, where: str 
         ValueError: Names, shapes or dtypes are not those of such a model (one message lists all differences), or a C~
             is for another length than `config.l_max`.
 
-    >>> from ssmjax.models.registry import model_config
-    >>> from ssmjax.models.config import override
     >>> config = override(model_config("s4_classifier_nano"), {"l_max": 16}, "example")
     >>> arrays = model_arrays(build("sequence_classifier", config))
     >>> sorted(convert(to_reference(arrays, config), config)) == sorted(arrays)
@@ -116,3 +120,33 @@ def to_reference(arrays: Mapping[str, Any], config: SequenceConfig) -> dict[str,
         for i in range(config.depth):
             theirs[f"layers.{i}.layer.layer.kernel.l_kernel"] = np.asarray(config.l_max or 1024)
     return theirs
+
+
+def load(
+    path: str | Path, model: str | SequenceConfig, *, allow_pickle: bool = False, **overrides: Any
+) -> SequenceClassifier:
+    """Loads a checkpoint of the original's classification models.
+
+    Args:
+        path: A `.safetensors` file, or the `.ckpt` or `.pth` file.
+        model: One of our names, such as `"s4_classifier_listops"`, or a configuration.
+        allow_pickle: Whether a file of the second kind may be read; see `read_torch_file`.
+        **overrides: Fields of the configuration in which this checkpoint differs, such as `l_max`, the length that the
+            original last ran with.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The file cannot be read, or does not fit the configuration; one message lists all differences.
+        ImportError: A pickle, and PyTorch is not installed.
+    """
+    where = "from_torch.s4_model.load"
+    named = model_config(model) if isinstance(model, str) else model
+    if type(named) is not SequenceConfig or named.layer not in ("s4", "s4d"):
+        raise bad_argument(where, "model", model, "a sequence classifier with an S4 or S4D layer")
+    config = override(named, overrides, where)
+    loaded = nnx.eval_shape(lambda: build("sequence_classifier", config))
+    set_model_arrays(loaded, convert(read_torch_file(path, allow_pickle=allow_pickle), config, str(path)))
+    logger.info("Loaded a model of the original layout from %s.", path)
+    return loaded

@@ -73,9 +73,10 @@ def toeplitz(kernel: jax.Array, l: int, origin: int) -> jax.Array:
     """
     *lead, k = kernel.shape
     past, future = min(k - origin, l), min(origin, l - 1)
-    now, before = kernel[..., origin : origin + past], kernel[..., origin - future : origin]
-    # offsets 0, -1, ... of j - i, i.e. 0, -1, ... into the future, a gap, ..., 2, 1 into the past
+    now = jax.lax.slice_in_dim(kernel, origin, origin + past, axis=-1)
+    before = jax.lax.slice_in_dim(kernel, origin - future, origin, axis=-1)
+    # By j - i: the tap at offset zero, those into the future from the nearest on, a gap, those into the past backward.
     gap = jnp.zeros((*lead, 2 * l - past - future), kernel.dtype)
-    ring = jnp.concatenate([now[..., :1], before[..., ::-1], gap, now[..., :0:-1]], axis=-1)
+    ring = jnp.concatenate([now[..., :1], jnp.flip(before, -1), gap, jnp.flip(now[..., 1:], -1)], axis=-1)
     rows = jnp.broadcast_to(ring[..., None, :], (*lead, l, 2 * l)).reshape(*lead, 2 * l * l)
     return rows[..., : l * (2 * l - 1)].reshape(*lead, l, 2 * l - 1)[..., :l]

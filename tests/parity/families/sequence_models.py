@@ -9,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 
 from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
-from ssmjax.checkpoints.from_flax import annotated_model, s5, s5_model
+from ssmjax.checkpoints.from_flax import annotated_model, s5_model
 from ssmjax.checkpoints.from_torch import s4, s4_model
 from ssmjax.layers.gates import Gate
 from ssmjax.models import registry
@@ -75,24 +75,7 @@ def run_s4_annotated_model(dump: Dump) -> Arrays:
 def run_s5_model(dump: Dump) -> Arrays:
     theirs, inputs = dump.config["model"], dump.section("in/")
     statistics = {name: x for name, x in inputs.items() if name.startswith("batch_stats/")}
-    layer = s5.config_from_reference({"H": theirs["d_model"], **dump.config["ssm"]})
-    config = SequenceConfig(
-        layer="s5",
-        num_classes=theirs["d_output"],
-        in_features=dump.config["D"],
-        depth=theirs["n_layers"],
-        **{name: layer.pop(name) for name in ("d_model", "d_state", "bidirectional")},
-        layer_options=layer,
-        gate={"gelu": "none"}.get(theirs["activation"], theirs["activation"]),
-        gelu="tanh",
-        dropout=theirs["dropout"],
-        norm="batch" if theirs["batchnorm"] else "layer",
-        norm_eps=1e-5 if theirs["batchnorm"] else 1e-6,
-        bn_momentum=theirs["bn_momentum"],
-        prenorm=theirs["prenorm"],
-        final_norm=False,
-        padding="pooled",
-    )
+    config = s5_model.config_from_reference(theirs, dump.config["ssm"], in_features=dump.config["D"])
     model = _loaded(config, s5_model.convert(dump.section("param/") | statistics, config))
     options = {"train": theirs["training"]}
     if theirs["padded"]:
