@@ -80,7 +80,7 @@ def registered_layers() -> tuple[LayerEntry, ...]:
     """Every registered layer, sorted by name.
 
     >>> [entry.name for entry in registered_layers()][:2]
-    ['BiMamba(none)', 'BiMamba(v1)']
+    ['BatchNorm', 'BiMamba(none)']
     """
     return tuple(_layers[name] for name in sorted(_layers))
 
