@@ -10,9 +10,9 @@ Recipe (device, minutes a seed, expected test accuracy of the last epoch):
 
 Held out are recordings 0 to 4 of each speaker and digit; the six speakers are those of the training, so that this says
 nothing of new voices. In training half of the recordings are read up to 15 % slower or faster, and all later, louder or
-softer, with some noise. That half keep their speed, and the amount of noise, were chosen after one run without had ended
-at 85.7 % (72.7 % at half the rate) on these same held-out recordings. What is reported is the last epoch, never the
-best one. `--smoke` is a check of the plumbing, not a result.
+softer, with some noise. That half keep their speed, and how much noise, were chosen after a run without had ended at
+85.7 % (72.7 % at half the rate) on these same held-out recordings. What is reported is the last epoch, never the best
+one. `--smoke` is a check of the plumbing, not a result.
 """
 
 import dataclasses
