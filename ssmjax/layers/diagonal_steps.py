@@ -6,9 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import ops
+from ssmjax.ops.kernels_s4.discretize import held
 from ssmjax.shapes import Array, Float, Inexact, Int, Mask
 
-__all__ = ["DiagonalRecurrence", "carried", "last_state", "transition_rule"]
+__all__ = ["EPSILON", "DiagonalRecurrence", "carried", "last_state", "softmax_epsilon", "transition_rule"]
+
+EPSILON = 1e-7
+"""In the code of DSS, `1 / z` is `conj(z) / (|z|^2 + EPSILON)`."""
+
+TINY = 1e-30
+"""Keeps the quotient finite for a mode of zero, whose weight is then zero, too."""
 
 
 class DiagonalRecurrence(NamedTuple):
@@ -74,4 +81,23 @@ def last_state(
 
 def transition_rule(rule: str) -> str:
     """The rule with the same A_bar among those that are no more than that, which a kernel is made with."""
-    return "zoh" if rule in ("async", "softmax") else rule
+    return "zoh" if rule in ("async", "softmax", "dss") else rule
+
+
+def softmax_epsilon(
+    A: Inexact[Array, "h n"], dt: Float[Array, "h n"], modes: Inexact[Array, "..."]
+) -> Float[jax.Array, "h n"]:
+    """The `epsilon` with which `ops.softmax_kernel` divides as the code of DSS does.
+
+    The code adds `EPSILON` to the square of `Lambda (e^(L x) - 1)`; the op adds its own to that of the sum of a mode's
+    powers, `(e^(L x) - 1) / (e^x - 1)`. A mode that grows counts mirrored in time, as in both.
+
+    Args:
+        A: (h n), with `x = dt A`.
+        dt: (h n).
+        modes: Lambda, which weights are divided by.
+    """
+    re, im = (jnp.where(A.real > 0, -part, part) for part in (A.real, A.imag))
+    lasting = held((re, im), dt)
+    first = (lasting[0] ** 2 + lasting[1] ** 2) * (re**2 + im**2)  # |e^x - 1|^2
+    return EPSILON / jnp.maximum(first * (modes.real**2 + modes.imag**2), TINY)

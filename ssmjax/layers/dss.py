@@ -10,7 +10,14 @@ from jax.typing import DTypeLike
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import DIAGONALS, diagonal_modes
 from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer
-from ssmjax.layers.diagonal_steps import DiagonalRecurrence, carried, last_state, transition_rule
+from ssmjax.layers.diagonal_steps import (
+    EPSILON,
+    DiagonalRecurrence,
+    carried,
+    last_state,
+    softmax_epsilon,
+    transition_rule,
+)
 from ssmjax.layers.s4d import DIAGONAL_RULES
 from ssmjax.layers.state_space import as_complex, as_real, check_rate, positive
 from ssmjax.ops.kernels_s4.discretize import held
@@ -21,9 +28,6 @@ __all__ = ["DSS", "DSSKernel", "Parametrization"]
 
 Parametrization = Literal["clip", "exp", "exp-re-im"]
 """How the spectrum is stored: as it is, with a bound on its real part; or with logarithms of its parts."""
-
-EPSILON = 1e-7
-"""`1 / z` is `conj(z) / (|z|^2 + EPSILON)` in DSS."""
 
 
 class DSSKernel(nnx.Module):
@@ -125,8 +129,12 @@ class DSSKernel(nnx.Module):
         check_rate("DSS", rate)
         A, dt = self.scaled(rate)
         if self.discretization == "softmax":
-            weights = as_complex(self.W[...].astype(jnp.float32)) * _inverse(self.modes_of_all())[None, None]
-            return ops.softmax_kernel(weights, A, self._normalized_over(length, rate), dt=dt)[:, :length]
+            modes = self.modes_of_all()[None]
+            weights = as_complex(self.W[...].astype(jnp.float32)) / modes[None]
+            epsilon = softmax_epsilon(A, dt, modes)
+            return ops.softmax_kernel(weights, A, self._normalized_over(length, rate), dt=dt, epsilon=epsilon)[
+                :, :length
+            ]
         _, B_bar, C = self.recurrence(rate)
         return ops.vandermonde(C * B_bar[None], A, length, dt=dt, rule=transition_rule(self.discretization))
 
@@ -166,7 +174,8 @@ class DSSKernel(nnx.Module):
         self._check_recurrent()
         parts, length = as_pair(A), self._normalized_over(1, rate)
         total = times(held(parts, dt, length), reciprocal(held(parts, dt)))
-        weights = jax.lax.complex(*reciprocal(total, EPSILON)) * _inverse(self.modes_of_all())[None]
+        modes = self.modes_of_all()[None]
+        weights = jax.lax.complex(*reciprocal(total, softmax_epsilon(A, dt, modes))) / modes
         return DiagonalRecurrence(ops.discretize(A, dt, "dirac")[0], jnp.ones_like(A), C * weights[None])
 
     def carried(

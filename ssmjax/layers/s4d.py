@@ -7,14 +7,24 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer
-from ssmjax.layers.diagonal_steps import DiagonalRecurrence, carried, last_state, transition_rule
+from ssmjax.layers.diagonal_steps import (
+    EPSILON,
+    DiagonalRecurrence,
+    carried,
+    last_state,
+    softmax_epsilon,
+    transition_rule,
+)
 from ssmjax.layers.state_space import StateSpaceParameters, check_rate
 from ssmjax.shapes import Array, Float, Inexact, Int
 
 __all__ = ["DIAGONAL_RULES", "S4D", "DiagonalKernel"]
 
-DIAGONAL_RULES = ("zoh", "bilinear", "euler", "impulse", "dirac", "async", "softmax")
+DIAGONAL_RULES = ("zoh", "bilinear", "euler", "impulse", "dirac", "async", "softmax", "dss")
 """The names that `discretization=` takes: those of `ssmjax.ops.discretize`, and DSS's normalized kernel."""
+
+NORMALIZED = ("softmax", "dss")
+"""Both normalize the modes over the length; "dss" bounds what it divides by as the code of S4 and of DSS does."""
 
 
 class DiagonalKernel(StateSpaceParameters):
@@ -31,8 +41,9 @@ class DiagonalKernel(StateSpaceParameters):
         copies: How many independent (A, B) there are, `s`: feature `h` uses copy `h mod s`. None: one a feature.
         init: How A starts: "diag-lin", "diag-inv", "legs", ...; see `ssmjax.init.diagonal.state_space`.
         B_init: How B starts, for a "diag-" initialization: "constant", "random", "alternating", "unit-cw", "unit-ccw".
-        discretization: A name of `ssmjax.ops.discretize`, or "softmax": the modes are normalized over the kernel's
-            length, as in DSS. "async" differs from "zoh" at another `rate`: an input then lasts as long as at 1.
+        discretization: A name of `ssmjax.ops.discretize`, or "softmax" or "dss": the modes are normalized over the
+            kernel's length, as in DSS, see `NORMALIZED`. "async" differs from "zoh" at another `rate`: an input then
+            lasts as long as at 1.
         dt_min: The smallest initial step size.
         dt_max: The largest.
         dt_transform: What makes step sizes positive: "exp", "softplus", "relu", "sigmoid" or "clip".
@@ -126,20 +137,25 @@ class DiagonalKernel(StateSpaceParameters):
         """
         check_rate("S4D", rate)
         A, dt = self.A(), self.step_sizes(rate)
-        if self.discretization == "softmax":
-            reciprocal = A.conj() / (jnp.abs(A) ** 2 + 1e-7)
+        if self.discretization in NORMALIZED:
             once = 1 if self.conj_sym else 2  # this kernel counts each mode once, in any case
-            weights = once * self.output_vectors() * (self.input_vectors() * reciprocal)[None]
-            return ops.softmax_kernel(weights, A, length, dt=dt)
+            weights = once * self.output_vectors() * (self.input_vectors() / A)[None]
+            return ops.softmax_kernel(
+                weights,
+                A,
+                length,
+                dt=dt,
+                epsilon=softmax_epsilon(A, dt, A) if self.discretization == "dss" else EPSILON,
+            )
         _, B_bar, C = self.recurrence(rate)
         return ops.vandermonde(C * B_bar[None], A, length, dt=dt, rule=transition_rule(self.discretization))
 
     def recurrence(self, rate: float | Array = 1.0) -> DiagonalRecurrence:
         """The discretized state space."""
         check_rate("S4D", rate)
-        if self.discretization == "softmax":
+        if self.discretization in NORMALIZED:
             remedy = "Its modes are normalized over the length of a sequence; take another discretization."
-            raise errors.bad_argument("S4D", "discretization", "softmax", "one with a recurrence", remedy)
+            raise errors.bad_argument("S4D", "discretization", self.discretization, "one with a recurrence", remedy)
         lasts = self.step_sizes() if self.discretization == "async" else None
         A_bar, gain = ops.discretize(self.A(), self.step_sizes(rate), self.discretization, dt_input=lasts)
         return DiagonalRecurrence(A_bar, gain * self.input_vectors(), self.output_vectors())

@@ -101,8 +101,12 @@ def layer_arguments(
         ours["real_transform"] = "clip"  # the same where it is stable; `convert` refuses the others
     ours["bidirectional"] = "exclusive" if theirs["bidirectional"] else "none"
     if _MODES[theirs["mode"]] is S4D:
-        rule = "softmax" if theirs["disc"] == "dss" else theirs["disc"]
-        more = {"discretization": rule, "dt_tie": theirs["dt_tie"], "real": theirs["is_real"], "l_max": theirs["l_max"]}
+        more = {
+            "discretization": theirs["disc"],
+            "dt_tie": theirs["dt_tie"],
+            "real": theirs["is_real"],
+            "l_max": theirs["l_max"],
+        }
         return S4D, ours | more
     length = int(state.get(f"{prefix}kernel.l_kernel", 0))
     if length == 0:

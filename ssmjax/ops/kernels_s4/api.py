@@ -121,7 +121,7 @@ def softmax_kernel(
     length: int,
     *,
     dt: Float[Array, "h"] | Float[Array, "h n"] | None = None,
-    epsilon: float = 1e-7,
+    epsilon: float | Float[Array, "h n"] = 1e-7,
     implementation: str = "auto",
 ) -> Float[jax.Array, "*b l h"]:
     """The kernel of DSS, whose modes are normalized over the length.
@@ -138,6 +138,7 @@ def softmax_kernel(
         length: How many values l.
         dt: Step sizes, (h) or (h n); 1 by default.
         epsilon: The reciprocal of the sum is conj(sum) / (|sum|^2 + epsilon), which is bounded where the sum vanishes.
+            One number, or one a mode, (h n).
         implementation: See `ssmjax.ops.use_implementation`.
 
     Returns:

@@ -24,7 +24,7 @@ def times(a: Pair, b: Pair) -> Pair:
     return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
 
 
-def reciprocal(z: Pair, epsilon: float = 0.0) -> Pair:
+def reciprocal(z: Pair, epsilon: float | jax.Array = 0.0) -> Pair:
     """`conj(z) / (|z|^2 + epsilon)`."""
     size = z[0] ** 2 + z[1] ** 2 + epsilon
     return z[0] / size, -z[1] / size

@@ -33,7 +33,8 @@ def softmax_kernel_reference(W, A, dt, length, epsilon):
     x = (dt * A)[..., None] * jnp.arange(length, dtype=dt.dtype).reshape(1, 1, -1)
     e = jnp.exp(x - jnp.max(x.real, axis=-1, keepdims=True))
     total = e.sum(-1, keepdims=True)
-    return jnp.einsum("bhn,hnl->bhl", W, e * total.conj() / (total.real**2 + total.imag**2 + epsilon)).real
+    size = total.real**2 + total.imag**2 + jnp.broadcast_to(epsilon, A.shape)[..., None]
+    return jnp.einsum("bhn,hnl->bhl", W, e * total.conj() / size).real
 
 
 def dplr_kernel_reference(A, P, B, C, dt, length):

@@ -11,7 +11,7 @@ from ssmjax.ops.kernels_s4.powers import squares
 __all__ = ["softmax_kernel_xla"]
 
 
-def softmax_kernel_xla(W: Pair, A: Pair, dt: jax.Array, length: int, epsilon: float) -> jax.Array:
+def softmax_kernel_xla(W: Pair, A: Pair, dt: jax.Array, length: int, epsilon: float | jax.Array) -> jax.Array:
     """(b h l), as `reference.softmax_kernel_reference`.
 
     With `x = dt A` the sum is geometric, `sum_j e^(j x) = (e^(L x) - 1) / (e^x - 1)`. A mode that grows would overflow;
