@@ -9,7 +9,7 @@ from ssmjax import ops
 from ssmjax.ops.kernels_s4.discretize import held
 from ssmjax.shapes import Array, Float, Inexact, Int, Mask
 
-__all__ = ["EPSILON", "DiagonalRecurrence", "carried", "last_state", "softmax_epsilon", "transition_rule"]
+__all__ = ["EPSILON", "DiagonalRecurrence", "carried", "inverse", "last_state", "softmax_epsilon", "transition_rule"]
 
 EPSILON = 1e-7
 """In the code of DSS, `1 / z` is `conj(z) / (|z|^2 + EPSILON)`."""
@@ -101,3 +101,8 @@ def softmax_epsilon(
     lasting = held((re, im), dt)
     first = (lasting[0] ** 2 + lasting[1] ** 2) * (re**2 + im**2)  # |e^x - 1|^2
     return EPSILON / jnp.maximum(first * (modes.real**2 + modes.imag**2), TINY)
+
+
+def inverse(z: Inexact[Array, "..."]) -> Inexact[jax.Array, "..."]:
+    """`1 / z`, which stays finite near zero, where the square of a float32 vanishes."""
+    return z.conj() / jnp.maximum(z.real**2 + z.imag**2, TINY)

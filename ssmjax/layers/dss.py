@@ -14,6 +14,7 @@ from ssmjax.layers.diagonal_steps import (
     EPSILON,
     DiagonalRecurrence,
     carried,
+    inverse,
     last_state,
     softmax_epsilon,
     transition_rule,
@@ -130,7 +131,7 @@ class DSSKernel(nnx.Module):
         A, dt = self.scaled(rate)
         if self.discretization == "softmax":
             modes = self.modes_of_all()[None]
-            weights = as_complex(self.W[...].astype(jnp.float32)) / modes[None]
+            weights = as_complex(self.W[...].astype(jnp.float32)) * inverse(modes)[None]
             epsilon = softmax_epsilon(A, dt, modes)
             return ops.softmax_kernel(weights, A, self._normalized_over(length, rate), dt=dt, epsilon=epsilon)[
                 :, :length
@@ -175,7 +176,7 @@ class DSSKernel(nnx.Module):
         parts, length = as_pair(A), self._normalized_over(1, rate)
         total = times(held(parts, dt, length), reciprocal(held(parts, dt)))
         modes = self.modes_of_all()[None]
-        weights = jax.lax.complex(*reciprocal(total, softmax_epsilon(A, dt, modes))) / modes
+        weights = jax.lax.complex(*reciprocal(total, softmax_epsilon(A, dt, modes))) * inverse(modes)
         return DiagonalRecurrence(ops.discretize(A, dt, "dirac")[0], jnp.ones_like(A), C * weights[None])
 
     def carried(

@@ -11,6 +11,7 @@ from ssmjax.layers.diagonal_steps import (
     EPSILON,
     DiagonalRecurrence,
     carried,
+    inverse,
     last_state,
     softmax_epsilon,
     transition_rule,
@@ -139,7 +140,7 @@ class DiagonalKernel(StateSpaceParameters):
         A, dt = self.A(), self.step_sizes(rate)
         if self.discretization in NORMALIZED:
             once = 1 if self.conj_sym else 2  # this kernel counts each mode once, in any case
-            weights = once * self.output_vectors() * (self.input_vectors() / A)[None]
+            weights = once * self.output_vectors() * (self.input_vectors() * inverse(A))[None]
             return ops.softmax_kernel(
                 weights,
                 A,

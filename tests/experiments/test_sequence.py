@@ -13,6 +13,8 @@ import pytest
 from experiments import classifier, common, pathfinder32, s4_smnist, s4_spoken_digits, s5_listops, sequence, tables
 from ssmjax.data import sequence_data
 
+pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
+
 EXPERIMENTS = {
     "s4_smnist": "digits",
     "s5_scifar": "digits",

@@ -13,6 +13,8 @@ from tests.layers import convolution_oracle as oracle
 from tests.layers import quick
 from tests.ops.conftest import as_a_user  # noqa: F401  (a fixture)
 
+pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
+
 D = 4
 
 

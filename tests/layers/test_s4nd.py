@@ -14,6 +14,8 @@ from ssmjax.layers import S4ND
 from tests.layers import quick
 from tests.ops.conftest import as_a_user  # noqa: F401  (a fixture)
 
+pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
+
 
 def make(axes=2, **options):
     return S4ND(3, axes=axes, d_state=4, rngs=nnx.Rngs(0), **options)

@@ -13,6 +13,8 @@ from ssmjax.init import hippo
 from ssmjax.ops.kernels_s4 import cost, dplr, powers
 from ssmjax.ops.kernels_s4 import double_float as df
 
+pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
+
 RULES = ["zoh", "bilinear", "euler"]
 CASES = [(1, "zoh"), (2, "bilinear"), (63, "zoh"), (64, "bilinear"), (65, "euler"), (165, "zoh"), (165, "bilinear")]
 

@@ -11,6 +11,8 @@ import pytest
 from ssmjax import ops
 from ssmjax.ops.separable_conv import cost, reference, xla
 
+pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
+
 CASES = [
     ((7,), (7,), (0,), 1, 1),
     ((5, 4), (10, 8), (5, 4), 2, 3),
