@@ -14,7 +14,7 @@ __all__ = ["EPSILON", "DiagonalRecurrence", "carried", "inverse", "last_state", 
 EPSILON = 1e-7
 """In the code of DSS, `1 / z` is `conj(z) / (|z|^2 + EPSILON)`."""
 
-TINY = 1e-30
+TINY = 1e-18  # its square is a float32, too, which the gradient of a quotient divides by
 """Keeps the quotient finite for a mode of zero, whose weight is then zero, too."""
 
 
