@@ -21,7 +21,7 @@ from ssmjax.data import load_images, pixel_sequences
 NAME = "s5_scifar"
 
 RECIPES = {
-    "cifar10": {"epochs": 24, "batch_size": 100, "learning_rate": 4e-3, "d_model": 192, "depth": 6, "d_state": 128},
+    "cifar10": {"epochs": 30, "batch_size": 100, "learning_rate": 4e-3, "d_model": 192, "depth": 6, "d_state": 128},
     "digits": {"epochs": 40, "batch_size": 32, "learning_rate": 4e-3, "d_model": 64, "depth": 2, "d_state": 32},
 }
 PUBLISHED = {"accuracy": 90.10, "label": "S5, published (250 epochs)", "source": "arXiv 2208.04933"}
