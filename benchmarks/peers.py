@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
+from flax import nnx, traverse_util
 
 from benchmarks.cases import Case
 
@@ -90,7 +90,7 @@ def load_peer(layer: str, source: pathlib.Path, shape: Shape) -> Peer:
 def mismatch(case: Case, peer: Peer) -> dict[str, float]:
     """The relative errors of our layer with the opponent's weights, by pass."""
     state, _ = case.args
-    flat = traverse_util.flatten_dict(state.to_pure_dict())
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
     names = {".".join(map(str, path)): path for path in flat}
     if names.keys() != peer.weights.keys():
         raise ValueError(f"{peer.name}: weights {sorted(peer.weights)}, ours are {sorted(names)}.")

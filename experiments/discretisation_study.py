@@ -22,7 +22,6 @@ from typing import Any
 
 from experiments import classifier, common, plots_studies, sequence
 from experiments.discretization_error import RULES, errors, order_text, stability
-from ssmjax.data import load_images, pixel_sequences
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.guards import TrainingDiverged
 from ssmjax.training.report import make_report, write_report
@@ -59,7 +58,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     claim = functools.partial(sequence.resolve, NAME, recipes=RECIPES)
     config = claim(config)
     enable_compilation_cache()
-    task = _task(config)
+    task = sequence.pixel_task(config)
     classifier.announce(task.data, f"{config.layer}_classifier", config.dtype)
     began = time.perf_counter()
     error, bounds = (
@@ -85,13 +84,6 @@ def main(config: Config = Config()) -> dict[str, Any]:
     plots_studies.draw_discretization(results, figure)
     print(f"\n{table(report)}\nresults {results}\nfigure  {figure}")
     return report
-
-
-def _task(config: Config) -> sequence.Task:
-    images = load_images(config.data, data_dir=config.data_dir, download_dir=config.download_dir)
-    data = pixel_sequences(images)
-    data = data.first(64) if config.smoke else data
-    return sequence.Task(data, sequence.pixels(data), {"in_features": data.train["inputs"].shape[-1]}, unit="images")
 
 
 def _run(config: Config, task: sequence.Task, seed: int, theory: float) -> dict[str, Any]:

@@ -21,7 +21,6 @@ import jax
 import numpy as np
 
 from experiments import classifier, common, plots_studies, sequence
-from ssmjax.data import load_images, pixel_sequences
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.report import make_report, write_report
 from ssmjax.training.state import commit, split_model
@@ -65,7 +64,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     command = common.command(NAME, config, Config())
     config = _resolve(config)
     enable_compilation_cache()
-    task = _task(config)
+    task = sequence.pixel_task(config)
     classifier.announce(task.data, ", ".join(config.layers), config.dtype)
     runs = [_run(config, task, seed) for seed in range(config.seed, config.seed + config.seeds)]
     costs = {layer: [_cost(config, task, layer, length) for length in config.lengths or ()] for layer in config.layers}
@@ -95,13 +94,6 @@ def _resolve(config: Config) -> Config:
         return dataclasses.replace(config, layers=config.layers[1:4:2], lengths=(64,), cost_batch=2)
     lengths = (256, 1024, 4096) if jax.default_backend() == "cpu" else (256, 2048, 16384)
     return config if config.lengths else dataclasses.replace(config, lengths=lengths)
-
-
-def _task(config: Config) -> sequence.Task:
-    images = load_images(config.data, data_dir=config.data_dir, download_dir=config.download_dir)
-    data = pixel_sequences(images)
-    data = data.first(64) if config.smoke else data
-    return sequence.Task(data, sequence.pixels(data), {"in_features": data.train["inputs"].shape[-1]}, unit="images")
 
 
 def _run(config: Config, task: sequence.Task, seed: int) -> dict[str, Any]:

@@ -14,7 +14,6 @@ epoch. `--smoke` is a check of the plumbing, not a result.
 """
 
 import dataclasses
-import functools
 import os
 from typing import Any
 
@@ -61,22 +60,14 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds, and the folder of the first seed's `weights`.
     """
-    command = common.command(NAME, config, Config())
-    claim = functools.partial(sequence.resolve, NAME, recipes=RECIPES)
-    config = claim(config)
+    variants = ("data", "layer", "contour_length")
+    return sequence.run(NAME, config, _task, RECIPES, published=lambda config: PUBLISHED, variants=variants)
+
+
+def _task(config: Config) -> sequence.Task:
     data = load(config)
-    task = sequence.Task(data, sequence.pixels(data), {"in_features": 1}, unit="images")
-    return sequence.run(
-        NAME,
-        config,
-        Config(),
-        task,
-        command=command,
-        claim=claim,
-        variants=("data", "layer", "contour_length"),
-        published=PUBLISHED,
-        baseline={"accuracy": 50.0, "label": "chance"},
-    )
+    baseline = {"accuracy": 50.0, "label": "chance"}
+    return sequence.Task(data, sequence.pixels(data), {"in_features": 1}, unit="images", baseline=baseline)
 
 
 def load(config: Config) -> SequenceData:

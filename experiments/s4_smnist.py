@@ -16,11 +16,9 @@ check of the plumbing, not a result.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 from experiments import common, sequence
-from ssmjax.data import load_images, pixel_sequences
 
 NAME = "s4_smnist"
 
@@ -54,27 +52,15 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds, and the folder of the first seed's `weights`.
     """
-    command = common.command(NAME, config, Config())
-    claim = functools.partial(sequence.resolve, NAME, recipes=RECIPES)
-    config = claim(config)
-    published = {"published": PUBLISHED[config.permuted]} if config.data == "mnist" else {}
-    return sequence.run(
-        NAME,
-        config,
-        Config(),
-        _task(config),
-        command=command,
-        claim=claim,
-        variants=("data", "layer", "permuted"),
-        **published,
-    )
+    return sequence.run(NAME, config, _task, RECIPES, published=_published, variants=("data", "layer", "permuted"))
 
 
 def _task(config: Config) -> sequence.Task:
-    images = load_images(config.data, data_dir=config.data_dir, download_dir=config.download_dir)
-    data = pixel_sequences(images, permuted=config.permuted)
-    data = data.first(64) if config.smoke else data
-    return sequence.Task(data, sequence.pixels(data), {"in_features": data.train["inputs"].shape[-1]}, unit="images")
+    return sequence.pixel_task(config, permuted=config.permuted)
+
+
+def _published(config: Config) -> dict[str, Any] | None:
+    return PUBLISHED[config.permuted] if config.data == "mnist" else None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ one. `--smoke` is a check of the plumbing, not a result.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,24 +69,16 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds, and the folder of the first seed's `weights`.
     """
-    command = common.command(NAME, config, Config())
-    claim = functools.partial(sequence.resolve, NAME, recipes=RECIPES)
-    config = claim(config)
-    data = _load(config)
+    return sequence.run(NAME, config, _task, RECIPES, published=_published, after=half_rate)
+
+
+def _task(config: Config) -> sequence.Task:
     speed = 0.0 if config.data == "touch_tones" else 0.15  # another speed is another key
-    task = sequence.Task(data, make_prepare(speed), {"in_features": 1}, unit="recordings")
-    published = {"published": PUBLISHED} if config.data == "spoken_digits" else {}
-    return sequence.run(
-        NAME,
-        config,
-        Config(),
-        task,
-        command=command,
-        claim=claim,
-        variants=("data", "layer"),
-        after=functools.partial(half_rate, config, task),
-        **published,
-    )
+    return sequence.Task(_load(config), make_prepare(speed), {"in_features": 1}, unit="recordings")
+
+
+def _published(config: Config) -> dict[str, Any] | None:
+    return PUBLISHED if config.data == "spoken_digits" else None
 
 
 def _load(config: Config) -> SequenceData:

@@ -12,7 +12,6 @@ the best one. `--smoke` is a check of the plumbing, not a result.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,11 +51,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds, and the folder of the first seed's `weights`.
     """
-    command = common.command(NAME, config, Config())
-    claim = functools.partial(sequence.resolve, NAME, recipes=RECIPES)
-    config = claim(config)
-    published = {"published": PUBLISHED} if config.data == "cifar10" else {}
-    return sequence.run(NAME, config, Config(), _task(config), command=command, claim=claim, **published)
+    return sequence.run(NAME, config, _task, RECIPES, published=_published, variants=("data",))
 
 
 def _task(config: Config) -> sequence.Task:
@@ -69,6 +64,10 @@ def _task(config: Config) -> sequence.Task:
     data = data.first(64) if config.smoke else data
     prepare = _make_prepare(images.mean, images.std, photographs=config.data == "cifar10")
     return sequence.Task(data, prepare, {"in_features": images.image_shape[2]}, unit="images")
+
+
+def _published(config: Config) -> dict[str, Any] | None:
+    return PUBLISHED if config.data == "cifar10" else None
 
 
 def _make_prepare(mean: np.ndarray, std: np.ndarray, *, photographs: bool) -> Any:

@@ -14,7 +14,6 @@ which the middle part is left aside), and kept in `--runs-dir`. What is reported
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 from experiments import common, sequence
@@ -60,26 +59,23 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds, and the folder of the first seed's `weights`.
     """
-    command = common.command(NAME, config, Config())
-    claim = functools.partial(sequence.resolve, NAME, recipes=RECIPES)
-    config = claim(config)
+    return sequence.run(NAME, config, _task, RECIPES, published=_published)
+
+
+def _task(config: Config) -> sequence.Task:
     train, test = load(config)
     rule = 100 * root_operator_rule(train, test)
     print(f"The rule that reads the first token only: {rule:.1f} % of the test set.")
-    task = sequence.Task(_sequences(config, train, test), sequence.tokens, {"vocab_size": len(LISTOPS_VOCABULARY)})
-    published = {"published": PUBLISHED} if config.data == "listops" else {}
-    return sequence.run(
-        NAME,
-        config,
-        Config(),
-        task,
-        command=command,
-        claim=claim,
-        variants=("data", "layer"),
-        overrides=AS_PUBLISHED if config.layer == "s5" else {},
+    return sequence.Task(
+        _sequences(config, train, test),
+        sequence.tokens,
+        {"vocab_size": len(LISTOPS_VOCABULARY), **(AS_PUBLISHED if config.layer == "s5" else {})},
         baseline={"accuracy": rule, "label": "first token only"},
-        **published,
     )
+
+
+def _published(config: Config) -> dict[str, Any] | None:
+    return PUBLISHED if config.data == "listops" else None
 
 
 def load(config: Config) -> tuple[ListOps, ListOps]:

@@ -12,11 +12,9 @@ never the best one. `--smoke` is a check of the plumbing, not a result.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 from experiments import common, sequence
-from ssmjax.data import load_images, pixel_sequences
 
 NAME = "s5_scifar"
 
@@ -48,23 +46,15 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds, and the folder of the first seed's `weights`.
     """
-    command = common.command(NAME, config, Config())
-    claim = functools.partial(sequence.resolve, NAME, recipes=RECIPES)
-    config = claim(config)
-    published = {"published": PUBLISHED} if config.data == "cifar10" else {}
-    task = _task(config)
-    return sequence.run(
-        NAME, config, Config(), task, command=command, claim=claim, variants=("data", "layer"), **published
-    )
+    return sequence.run(NAME, config, _task, RECIPES, published=_published)
 
 
 def _task(config: Config) -> sequence.Task:
-    images = load_images(config.data, data_dir=config.data_dir, download_dir=config.download_dir)
-    data = pixel_sequences(images)
-    data = data.first(64) if config.smoke else data
-    width = images.image_shape[1] if config.flip and config.data == "cifar10" else None
-    prepare = sequence.pixels(data, flip_width=width)
-    return sequence.Task(data, prepare, {"in_features": images.image_shape[2]}, unit="images")
+    return sequence.pixel_task(config, flip=config.flip and config.data == "cifar10")
+
+
+def _published(config: Config) -> dict[str, Any] | None:
+    return PUBLISHED if config.data == "cifar10" else None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import optax
 
 import ssmjax
 from experiments import classifier, common, plots_sequence
-from ssmjax.data import ArrayBatches, SequenceData, eval_array_batches
+from ssmjax.data import ArrayBatches, SequenceData, eval_array_batches, load_images, pixel_sequences
 from ssmjax.errors import unknown_name
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.evaluate import classification_sums
@@ -23,7 +22,7 @@ from ssmjax.training.optim import ParameterGroup, adamw
 from ssmjax.training.optim_groups import S5_MODES, s4_groups, s5_groups
 from ssmjax.training.step import Loss, Metrics, Prepare
 
-__all__ = ["LAYERS", "Config", "Task", "build", "job", "pixels", "resolve", "run", "sums_at", "tokens"]
+__all__ = ["LAYERS", "Config", "Task", "build", "job", "pixel_task", "pixels", "resolve", "run", "sums_at", "tokens"]
 
 LAYERS = ("s4", "s4d", "dss", "s5", "lru")
 
@@ -57,14 +56,16 @@ class Task:
     Attributes:
         data: The sequences.
         prepare: Makes of a batch what the model reads, on the device.
-        model: The model's fields that the data decides.
+        model: The model's fields that the task decides.
         unit: What an example is called.
+        baseline: Accuracy (%) and label of what a rule without any training gets.
     """
 
     data: SequenceData
     prepare: Prepare
     model: Mapping[str, Any]
     unit: str = "sequences"
+    baseline: Mapping[str, Any] | None = None
 
 
 def resolve(name: str, config: Config, recipes: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -88,6 +89,21 @@ def resolve(name: str, config: Config, recipes: Mapping[str, Mapping[str, Any]])
     if config.smoke:
         filled |= {"epochs": 1, "batch_size": 16, "d_model": 16, "d_state": 16, "depth": 2, "seeds": 1}
     return dataclasses.replace(config, **filled)
+
+
+def pixel_task(config: Config, *, permuted: bool = False, flip: bool = False) -> Task:
+    """Images that are read pixel by pixel.
+
+    Args:
+        config: Names the data set.
+        permuted: Whether the pixels come in one fixed random order.
+        flip: Whether half of the training images are mirrored.
+    """
+    images = load_images(config.data, data_dir=config.data_dir, download_dir=config.download_dir)
+    data = pixel_sequences(images, permuted=permuted)
+    data = data.first(64) if config.smoke else data
+    _, width, channels = images.image_shape
+    return Task(data, pixels(data, flip_width=width if flip else None), {"in_features": channels}, unit="images")
 
 
 def pixels(data: SequenceData, *, flip_width: int | None = None) -> Prepare:
@@ -204,55 +220,52 @@ def job(name: str, config: Config, task: Task, seed: int, **overrides: Any) -> c
 def run(
     name: str,
     config: Config,
-    default: Config,
-    task: Task,
+    make_task: Callable[[Any], Task],
+    recipes: Mapping[str, Mapping[str, Any]],
     *,
-    command: str,
-    claim: Callable[[Config], Config],
-    variants: Sequence[str] = ("data",),
-    after: Callable[[dict[str, Any]], dict[str, float]] = lambda run: {},
-    draw: Callable[[Path, Path], None] = plots_sequence.draw_classifier,
-    overrides: Mapping[str, Any] = {},
-    **details: Any,
+    published: Callable[[Any], Mapping[str, Any] | None],
+    variants: Sequence[str] = ("data", "layer"),
+    after: Callable[[Any, Task, Mapping[str, Any]], dict[str, float]] = lambda config, task, run: {},
 ) -> dict[str, Any]:
-    """Trains all seeds and writes the report.
+    """What the `main` of an experiment does: fills in its settings, trains all seeds, and writes and prints the report.
 
     Args:
         name: The experiment's name.
-        config: The settings, filled in.
-        default: Those of the experiment's claim, before the recipe.
-        task: The data.
-        command: The command line that repeats the run.
-        claim: Fills in settings, to tell whether these are the recipe's own.
+        config: The settings as the user gave them; those of their type by itself are the experiment's claim.
+        make_task: Loads or draws the data of filled in settings.
+        recipes: Values for the fields that are None, by data set.
+        published: The accuracy, label and source of what the settings are compared with, or None.
         variants: Fields by which the experiment makes several claims, each with a results file of its own.
         after: Further metrics of a finished run.
-        draw: Draws the figure.
-        overrides: Further fields of the model.
-        **details: What else belongs into the results file, such as `published`.
 
     Returns:
         What the results file holds, and the folder of the first seed's `weights`.
     """
+    default = type(config)()
+    command = common.command(name, config, default)
+    config = resolve(name, config, recipes)
+    task = make_task(config)
     enable_compilation_cache()
     classifier.announce(task.data, f"{config.layer}_classifier", config.dtype)
     runs = []
     for seed in range(config.seed, config.seed + config.seeds):
-        done = classifier.train(job(name, config, task, seed, **overrides), config, seed)
-        done["metrics"] |= after(done)
+        done = classifier.train(job(name, config, task, seed), config, seed)
+        done["metrics"] |= after(config, task, done)
         runs.append(done)
     chosen = {field: getattr(config, field) for field in variants}
-    asked = dataclasses.replace(default, **chosen, seed=config.seed, dtype=config.dtype)
+    claim = dataclasses.replace(default, **chosen, seed=config.seed, dtype=config.dtype)
     parts = [name, *(_word(f, v) for f, v in chosen.items() if v != getattr(default, f))]
+    beside = {"published": published(config), "baseline": task.baseline}
     return classifier.conclude(
         name,
-        classifier.result_name(parts, config, claim(asked)),
+        classifier.result_name(parts, config, resolve(name, claim, recipes)),
         config,
         runs,
-        draw,
+        plots_sequence.draw_classifier,
         command=command,
         data=describe(task.data),
         steps=runs[0]["steps"],
-        **details,
+        **{key: value for key, value in beside.items() if value is not None},
     )
 
 

@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import flax
 import jax
+import jaxtyping
 import pytest
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssmjax" / "xla"
@@ -34,3 +35,9 @@ def pytest_report_header() -> str:
 def key() -> jax.Array:
     """The same fresh random key in every test."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def as_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns the run-time check of annotations off, as it is for users, so that the library's own errors are met."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

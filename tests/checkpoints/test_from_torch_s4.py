@@ -11,7 +11,6 @@ from ssmjax.checkpoints.from_torch import dss, s4, s4d_minimal
 from ssmjax.checkpoints.from_torch.mapping import KeyTable
 from ssmjax.layers import DSS, S4, S4D
 from tests.layers import convolution_oracle as oracle
-from tests.ops.conftest import as_a_user  # noqa: F401  (a fixture)
 
 D = 4
 

@@ -11,7 +11,6 @@ from ssmjax.layers import DSS
 from ssmjax.layers.dss import DSSKernel
 from tests.layers import convolution_oracle as oracle
 from tests.layers import quick
-from tests.ops.conftest import as_a_user  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
 

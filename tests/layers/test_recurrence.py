@@ -12,7 +12,6 @@ from flax import nnx
 from ssmjax.layers import LRU, S5
 from ssmjax.ops.kernels_s4.discretize import RULES
 from tests.layers import quick, recurrence_oracle
-from tests.ops.conftest import as_a_user  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
 

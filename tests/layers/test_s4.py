@@ -13,7 +13,6 @@ from ssmjax.layers.s4 import DPLRKernel
 from ssmjax.layers.state_space import as_complex
 from tests.layers import convolution_oracle as oracle
 from tests.layers import quick
-from tests.ops.conftest import as_a_user  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
 

@@ -12,7 +12,6 @@ from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
 from ssmjax.checkpoints.from_torch import s4nd as converter
 from ssmjax.layers import S4ND
 from tests.layers import quick
-from tests.ops.conftest import as_a_user  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
 

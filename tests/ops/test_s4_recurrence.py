@@ -8,7 +8,6 @@ from ssmjax import ops
 from ssmjax.init import hippo
 from ssmjax.ops.kernels_s4 import dense
 from tests.layers import quick
-from tests.ops.conftest import as_a_user  # noqa: F401  (a fixture)
 
 
 def error(got, wanted):
