@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
+import ssmjax
 from ssmjax.checkpoints.manifest import write_atomically
 
 __all__ = ["environment", "make_report", "render_table", "summarize", "write_report"]
 
-_PACKAGES = ("ssmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
@@ -38,10 +39,11 @@ def environment() -> dict[str, Any]:
     ['commit', 'device', 'versions']
     """
     devices = jax.devices()
+    versions = {"python": platform.python_version(), "ssmjax": ssmjax.__version__}  # also where it is not installed
     return {
         "commit": _commit(),
         "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": versions | {name: _version(name) for name in _PACKAGES},
     }
 
 
