@@ -29,7 +29,7 @@ test: .venv/.ready  ## the default tests
 
 # More tests -----------------------------------------------------------------------------------------------------------
 
-test-slow: .venv/.ready  ## the tests that take more than about ten seconds each
+test-slow: .venv/.ready  ## the longer tests, and the examples of the layers
 	@$(RUN) -m pytest $(PYTEST_FLAGS) -m slow
 
 test-parity: .venv/.ready  ## compare with reference dumps: make test-parity DIR=folder

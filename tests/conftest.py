@@ -31,6 +31,16 @@ def pytest_report_header() -> str:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what is many programs to compile: the examples of the layers, and their options' shape tests."""
+    for item in items:
+        example = isinstance(item, pytest.DoctestItem) and item.name.startswith("ssmjax.layers.")
+        option = "layers/test_registry.py" in item.nodeid and "(" in item.name
+        if example or option:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def key() -> jax.Array:
     """The same fresh random key in every test."""

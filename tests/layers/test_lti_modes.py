@@ -113,6 +113,7 @@ def test_all_modes_agree_in_many_cases(case):
     check(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [S4D, S4, DSS])
 def test_both_directions_scan_as_they_convolve(cls):
     options = {"l_max": 11} if cls is not S4D else {}

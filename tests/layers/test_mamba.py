@@ -147,6 +147,7 @@ def test_messages():
         Mamba(D, dt_min=0.2, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 0, 1, 0, 1]], ids=str)
 def test_chunks_of_packed_sequences_with_a_mask(mask):
     """The first chunk's last segment is shorter than the convolution, whose window must hold no other's input."""

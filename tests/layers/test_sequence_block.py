@@ -12,6 +12,8 @@ from ssmjax.layers import Gate, SequenceBlock
 from ssmjax.layers.sequence_block import STATE_SPACES, check_layer_options, make_state_space
 from tests.layers import quick
 
+pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
+
 SEQUENTIAL = sorted(set(STATE_SPACES) - {"s4nd"})
 
 

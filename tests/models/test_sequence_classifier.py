@@ -23,6 +23,8 @@ from ssmjax.models.summary import count_parameters
 from ssmjax.training.fit import FitConfig, fit
 from tests.layers import quick
 
+pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
+
 SEQUENTIAL = ("s4", "s4d", "dss", "s5", "lru")
 
 PUBLISHED = {

@@ -54,6 +54,7 @@ def test_values_and_gradients(l, kind):
     chex.assert_trees_all_close((outputs, grads), wanted, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("associative", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", ["real", "mixed", "complex"])

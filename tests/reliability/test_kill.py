@@ -107,6 +107,7 @@ def test_many_kills(reference, cache, tmp_path):
     print(f"{done} kills in {run} runs, 0 mismatches")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_current_step(reference, cache, tmp_path):
     process = start(tmp_path, cache)
     wait_for_step(process, tmp_path, 33)
