@@ -271,13 +271,14 @@ def run(
 
 def describe(data: SequenceData) -> dict[str, Any]:
     """What a results file says of its data."""
+    shape = data.train["inputs"].shape
     return {
         "name": data.name,
         "sha256": data.checksum,
         "source": data.source.partition(" in ")[0],  # without the folder, which is of one machine
         "train": len(data.train["label"]),
         "test": len(data.test["label"]),
-        "length": data.length,
+        "length": math.prod(shape[1:-1] or shape[1:]),  # of images all pixels
         "class_names": list(data.class_names),
     }
 
