@@ -104,7 +104,8 @@ def command(name: str, config: Any, default: Any) -> str:
         if value == getattr(default, field.name) or field.name in (*_PATHS, "minutes", "progress"):
             continue
         flag = field.name.replace("_", "-")
-        flags.append(f"--no-{flag}" if value is False else f"--{flag}" if value is True else f"--{flag} {value}")
+        words = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        flags.append(f"--no-{flag}" if value is False else f"--{flag}" if value is True else f"--{flag} {words}")
     return " ".join([f"python -m experiments.{name}", *flags])
 
 

@@ -14,7 +14,7 @@ import optax
 import ssmjax
 from experiments import classifier, common, plots_sequence
 from ssmjax.data import ArrayBatches, SequenceData, eval_array_batches, load_images, pixel_sequences
-from ssmjax.errors import unknown_name
+from ssmjax.errors import bad_argument, unknown_name
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.evaluate import classification_sums
 from ssmjax.training.losses import softmax_cross_entropy
@@ -78,16 +78,20 @@ def resolve(name: str, config: Config, recipes: Mapping[str, Mapping[str, Any]])
     """
     if config.data not in recipes:
         raise unknown_name("data set", config.data, list(recipes))
-    if config.layer not in (*LAYERS, "s4nd"):
-        raise unknown_name("layer", config.layer, LAYERS)
+    layers = ("s4nd",) if type(config)().layer == "s4nd" else LAYERS  # images as they are, or read pixel by pixel
+    if config.layer not in layers:
+        raise unknown_name("layer", config.layer, layers)
     if config.s5_mode not in S5_MODES:
         raise unknown_name("s5_mode", config.s5_mode, S5_MODES)
     classifier.check(name, config, {"dropout": 1, "state_learning_rate": math.inf})
-    filled = {field: value for field, value in recipes[config.data].items() if getattr(config, field) is None}
+    for field in ("d_model", "depth", "d_state"):
+        if (value := getattr(config, field)) is not None and value < 1:
+            raise bad_argument(name, field, value, "positive")
+    small = {"epochs": 1, "batch_size": 16, "d_model": 16, "d_state": 16, "depth": 2} if config.smoke else {}
+    recipe = {**recipes[config.data], **small}
+    filled = {field: value for field, value in recipe.items() if getattr(config, field) is None}
     if config.dtype == "auto":
         filled["dtype"] = common.accelerator_dtype()
-    if config.smoke:
-        filled |= {"epochs": 1, "batch_size": 16, "d_model": 16, "d_state": 16, "depth": 2, "seeds": 1}
     return dataclasses.replace(config, **filled)
 
 
@@ -159,7 +163,7 @@ def build(config: Config, task: Task, seed: int, **overrides: Any) -> Any:
 def groups(config: Config) -> tuple[ParameterGroup, ...]:
     """The optimizer's groups by the convention of the layer's own school."""
     if config.layer in ("s5", "lru"):
-        return s5_groups("standard", config.state_learning_rate)
+        return s5_groups(config.s5_mode, config.state_learning_rate)
     return s4_groups(config.state_learning_rate)
 
 

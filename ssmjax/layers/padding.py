@@ -1,13 +1,15 @@
 """Padding by mask: real tokens are moved to the front, so that neither a state nor a convolution sees a pad."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ssmjax import errors
 from ssmjax.shapes import Array, Expanded, Float, Int, Mask, SegmentIds
 
-__all__ = ["Compaction", "compact"]
+__all__ = ["Compaction", "as_mask", "compact"]
 
 CLOSED = -1e4
 """A raw step size whose softplus is exactly zero in float32 (and which float16 can hold): the state stays as it is."""
@@ -74,6 +76,26 @@ class Compaction:
         return jnp.take_along_axis(history, places[..., None], axis=1)
 
 
+def as_mask(where: str, mask: Any) -> Mask:
+    """A mask of booleans from one of booleans or of whole numbers, of which zero is False.
+
+    Args:
+        where: The public name, for the message.
+        mask: (b l).
+
+    Raises:
+        ValueError: It is neither.
+
+    >>> as_mask("layer", jnp.array([[0, 2]])).tolist()
+    [[False, True]]
+    """
+    dtype = getattr(mask, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jnp.bool) or jnp.issubdtype(dtype, jnp.integer)):
+        got = type(mask).__name__ if dtype is None else f"{dtype}{list(mask.shape)}"
+        raise errors.bad_argument(where, "mask", got, "an array of booleans, or of integers, (b, l)")
+    return jnp.asarray(mask) != 0
+
+
 def compact(mask: Mask) -> Compaction:
     """Sorts real tokens before padding, stably.
 
@@ -85,7 +107,7 @@ def compact(mask: Mask) -> Compaction:
     >>> moved.order.tolist(), moved.mask.tolist(), moved.lengths.tolist()
     ([[1, 2, 0]], [[True, True, False]], [2])
     """
-    mask = jnp.asarray(mask)
+    mask = as_mask("compact", mask)
     order = jnp.argsort(~mask, axis=1, stable=True)
     lengths = mask.sum(1)
     return Compaction(order, jnp.argsort(order, axis=1), jnp.arange(mask.shape[1])[None] < lengths[:, None], lengths)

@@ -97,6 +97,7 @@ class StateSpaceParameters(nnx.Module):
         _check_names(where, dt_transform, real_transform, imag_transform, frozen)
         if not 0 < dt_min <= dt_max:
             raise errors.bad_argument(where, "(dt_min, dt_max)", (dt_min, dt_max), "positive and increasing")
+        _check_reach(where, "dt_transform", dt_transform, dt_max, "dt_max")
         self.d_model, self.channels = d_model, channels
         self.modes = d_state // 2 if conj_sym and not real else d_state
         self.real, self.conj_sym = real, conj_sym
@@ -112,7 +113,13 @@ class StateSpaceParameters(nnx.Module):
         parts = () if real else (2,)
         C = jax.random.normal(rngs.params(), (channels, d_model, self.modes, *parts))
         self.C = hold("C", C if real else C * 0.5**0.5)
-        A, P, B = _initial_values(rngs.params(), init, B_init, d_state, copies, rank, real, conj_sym)
+        example, values = _initial_values(rngs.params(), init, B_init, d_state, copies, rank, real, conj_sym)
+        A, P, B = values
+        largest = np.max(-example[0], axis=(0, 1))
+        for name, transform, value in zip(
+            ("real_transform", "imag_transform"), (real_transform, imag_transform), largest, strict=True
+        ):
+            _check_reach(where, name, transform, float(value), f"the initial values of {init!r}")
         self.B = hold("B", B[None, ..., 0] if real else B[None])
         re, im = jnp.maximum(-A[..., 0], INITIAL_LEAST), -A[..., 1]
         self.A_real = hold("A", TRANSFORMS[real_transform][1](re))
@@ -196,8 +203,8 @@ def check_rate(where: str, rate: float | Array) -> None:
 
 def _initial_values(
     key: jax.Array, name: str, B: str, size: int, copies: int, rank: int, real: bool, conj_sym: bool
-) -> list[jax.Array]:
-    """A (s n 2), P (r s n 2) and B (s n 2) as `state_space` has them.
+) -> tuple[list[np.ndarray], list[jax.Array]]:
+    """A (s n 2), P (r s n 2) and B (s n 2) as `state_space` has them: an example on the host, and the values.
 
     The host draws what is random, by a callback, since layers are built under `jax.vmap`, where a key has no value.
     """
@@ -214,9 +221,9 @@ def _initial_values(
     example = draw(np.zeros(1, np.uint32))
     changed = draw(np.ones(1, np.uint32))
     if all(np.array_equal(x, y) for x, y in zip(example, changed, strict=True)):
-        return [jnp.asarray(x) for x in example]
+        return example, [jnp.asarray(x) for x in example]
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in example]
-    return jax.pure_callback(draw, shapes, jax.random.bits(key, (4,)), vmap_method="sequential")
+    return example, jax.pure_callback(draw, shapes, jax.random.bits(key, (4,)), vmap_method="sequential")
 
 
 def _check_sizes(where: str, d_model: int, d_state: int, channels: int, copies: int, pairs: bool) -> None:
@@ -237,3 +244,10 @@ def _check_names(where: str, dt: str, real: str, imag: str, frozen: tuple[str, .
     for kind, name, known in kinds:
         if name not in known:
             raise ValueError(f"{where}: {errors.unknown_name(kind, name, known)}")
+
+
+def _check_reach(where: str, name: str, transform: str, largest: float, what: str) -> None:
+    """A sigmoid stays below one, and so must the values that it is to start from."""
+    if transform == "sigmoid" and largest >= 1:
+        wanted = f"a transform that reaches {what}, up to {largest:g}"
+        raise errors.bad_argument(where, name, transform, wanted, "A sigmoid stays below 1; 'exp' does not.")

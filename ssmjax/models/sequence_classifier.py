@@ -262,6 +262,8 @@ class SequenceClassifier(nnx.Module):
                 "model(inputs, train=True, key=jax.random.key(0))."
             )
         seen = mask if config.padding == "masked" else None
+        if seen is not None and config.vocab_size is None:  # a NaN in padding would reach the encoder's gradient
+            inputs = jnp.where(seen[..., None], inputs, 0)
         keys = jax.random.split(key, config.depth) if train and config.dropout > 0 else None
         x = apply_stack(
             self.layers,

@@ -15,16 +15,17 @@ __all__ = ["NO_DECAY", "ParameterGroup", "adamw", "decay_mask", "warmup_cosine"]
 NO_DECAY: Mapping[str, str] = {
     "bias": r"(.*_)?bias",
     "norm": r".*norm\d*(_.*)?|bn\d*|scale",
-    "A": r"A(_b)?(_log|_real|_imag)?|log_A.*|Lambda.*",
+    "A": r"A(_b)?(_log|_real|_imag)?|log_A.*|Lambda.*|(nu|theta)_log",
     "D": r"D(_b)?",
-    "dt": r"dt(_.*)?|(log|inv)_(dt|step).*",
+    "dt": r"dt(_.*)?|(log|inv)_(dt|step).*|gamma_log",
     "position and class embedding": r".*(pos|position)_embed.*|(cls|dist|class)_token(_.*)?",
     "layer scale": r"gamma(_\d+)?|layer_scale\d*|ls\d*",
 }
 """Parameters without weight decay, by kind: a pattern that one part of the parameter's path matches in full.
 
-Norms and biases as in every recipe; A, D and the step size dt as in Mamba and S4, where decay would pull the state's
-time constants to those of a parameter of zero; embeddings and layer scale as in Vim and DeiT.
+Norms and biases as in every recipe; A, D and the step size dt as in Mamba and S4, and what the LRU has in their place,
+where decay would pull the state's time constants to those of a parameter of zero; embeddings and layer scale as in Vim
+and DeiT.
 """
 
 _NO_DECAY = re.compile("|".join(f"(?:{pattern})" for pattern in NO_DECAY.values()))

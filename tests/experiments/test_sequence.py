@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 
 from experiments import classifier, common, pathfinder32, s4_smnist, s4_spoken_digits, s5_listops, sequence, tables
 from ssmjax.data import sequence_data
+from ssmjax.training.optim_groups import S5_MODES, s5_groups
 
 pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
 
@@ -233,3 +235,35 @@ def test_a_run_in_pieces_is_the_whole_run(tmp_path):
             run(tmp_path / "pieces", minutes=1e-9)
     pieces = run(tmp_path / "pieces")
     assert pieces["metrics"] == whole["metrics"] and pieces["curves"] == whole["curves"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_recorded_command_gives_the_same_settings(name):
+    experiment = module(name)
+    changed = {"epochs": 3, "learning_rate": 0.5, "prenorm": False, "resume": False, "d_state": 8}
+    changed |= {"lengths": (64, 256), "layers": ("s4", "s5")} if name == "lti_shootout" else {}
+    changed |= {"largest_steps": (0.5, 2.0)} if name == "discretisation_study" else {}
+    config = experiment.Config(**changed)
+    words = common.command(name, config, experiment.Config()).split()
+    assert words[:3] == ["python", "-m", f"experiments.{name}"]
+    assert tyro.cli(experiment.Config, args=words[3:]) == config
+
+
+def test_the_mode_of_s5_decides_its_groups():
+    groups = {mode: sequence.groups(s5_listops.Config(s5_mode=mode)) for mode in S5_MODES}
+    for mode, found in groups.items():
+        assert found == s5_groups(mode, 1e-3)
+    assert len(set(groups.values())) == len(S5_MODES)
+
+
+def test_a_smoke_run_takes_the_settings_that_it_is_given():
+    given = s4_smnist.Config(data="digits", smoke=True, d_model=24)
+    found = sequence.resolve("s4_smnist", given, s4_smnist.RECIPES)
+    assert (found.d_model, found.depth, found.epochs) == (24, 2, 1)
+    with pytest.raises(ValueError, match="d_state must be positive, got 0"):
+        sequence.resolve("s4_smnist", dataclasses.replace(given, d_state=0), s4_smnist.RECIPES)
+
+
+def test_an_experiment_on_sequences_has_no_layer_for_images():
+    with pytest.raises(ValueError, match="Unknown layer 's4nd'"):
+        sequence.resolve("s4_smnist", s4_smnist.Config(layer="s4nd"), s4_smnist.RECIPES)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ssmjax.layers import pool
+from ssmjax.layers.padding import as_mask
 
 REDUCE = {"mean": lambda x: x.mean(0), "max": lambda x: x.max(0), "last": lambda x: x[-1]}
 
@@ -39,3 +40,26 @@ def test_images_and_low_precision(key):
     np.testing.assert_allclose(pool(x, "mean"), exact.mean((1, 2)), atol=1e-6)
     np.testing.assert_allclose(pool(x, "max"), exact.max((1, 2)))
     assert pool(x, "none").dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("kind", ["mean", "max", "last"])
+def test_a_mask_of_bytes_is_one_of_booleans(kind):
+    x = jnp.arange(1200.0).reshape(1, 600, 2)
+    mask = jnp.ones((1, 600), jnp.uint8)
+    np.testing.assert_array_equal(pool(x, kind, mask), pool(x, kind, mask.astype(bool)))
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="pool: Unknown kind 'median'"):
+        pool(jnp.ones((1, 3, 2)), "median")
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_a_mask_is_of_booleans_or_integers():
+    np.testing.assert_array_equal(as_mask("layer", jnp.array([[0, 2, 255]], jnp.uint8)), [[False, True, True]])
+    with pytest.raises(ValueError, match=r"layer: mask must be an array of booleans.*got float32\[1, 3\]"):
+        as_mask("layer", jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match="layer: mask must be .* got list"):
+        as_mask("layer", [[True, False]])

@@ -218,6 +218,14 @@ def test_messages():
         (lambda: S4D(D, dt_min=-0.1, rngs=nnx.Rngs(0)), r"\(dt_min, dt_max\) must be positive and increasing"),
         (lambda: S4D(D, discretization="zho", rngs=nnx.Rngs(0)), "Unknown discretization 'zho'. Did you mean 'zoh'"),
         (lambda: S4D(D, real_transform="none", rngs=nnx.Rngs(0)), "Unknown real_transform 'none'"),
+        (
+            lambda: S4D(D, init="diag-lin", imag_transform="sigmoid", d_state=4, rngs=nnx.Rngs(0)),
+            "imag_transform must be .* the initial values of 'diag-lin', up to 3.14.*got 'sigmoid'",
+        ),
+        (
+            lambda: S4D(D, dt_max=2.0, dt_transform="sigmoid", rngs=nnx.Rngs(0)),
+            "dt_transform must be .* up to 2",
+        ),
         (lambda: S4D(D, bidirectional="both", rngs=nnx.Rngs(0)), "S4D: Unknown bidirectional 'both'"),
         (lambda: S4D(D, l_max=0, rngs=nnx.Rngs(0)), "l_max must be positive, or None, got 0"),
         (lambda: S4D(D, frozen=("E",), rngs=nnx.Rngs(0)), "Unknown frozen parameter 'E'"),

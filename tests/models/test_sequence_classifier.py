@@ -89,6 +89,19 @@ def test_padding_is_as_if_the_sequences_were_alone(key, layer):
         np.testing.assert_allclose(quick.apply(model, x[1:2, :9])[0], logits[1], atol=1e-4)
 
 
+def test_a_nan_in_padding_reaches_no_gradient(key):
+    definition, state = nnx.split(nano("s4d"))
+    x, lengths = jax.random.normal(key, (2, 7, 1)), jnp.array([7, 4])
+
+    @quick.jit
+    def gradients(x):
+        return jax.grad(lambda state: jnp.sum(nnx.merge(definition, state)(x, lengths=lengths) ** 2))(state)
+
+    found, clean = gradients(x.at[1, 4:].set(jnp.nan)), gradients(x.at[1, 4:].set(0))
+    chex.assert_trees_all_equal(found, clean)
+    chex.assert_tree_all_finite(found)
+
+
 def test_lengths_are_a_mask(key):
     model, x, lengths = nano("lru"), jax.random.normal(key, (3, 7, 1)), jnp.array([7, 4, 0])
     mask = jnp.arange(7)[None] < lengths[:, None]

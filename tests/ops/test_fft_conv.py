@@ -160,6 +160,9 @@ def test_errors():
         ops.fft_conv(x.astype(int), kernel)
     with pytest.raises(ValueError, match="anticausal must be of the channels and features of causal"):
         ops.two_sided_kernel(kernel, kernel[:1])
+    for halves, name in (((kernel, kernel[:, :0]), "anticausal"), ((kernel[:, :0], kernel), "causal")):
+        with pytest.raises(ValueError, match=f"{name} must be .* both have a tap at offset 0"):
+            ops.two_sided_kernel(*halves, inclusive=True)
     with pytest.raises(ValueError, match="kernels must be all of the terms, channels and features of the first"):
         ops.separable_kernel([kernel, kernel[:1]])
     with pytest.raises(NotImplementedError, match="4 axes, and transforms run over at most 3"):

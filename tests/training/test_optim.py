@@ -12,9 +12,9 @@ from ssmjax.training.optim import NO_DECAY, ParameterGroup, adamw, decay_mask, w
 EXAMPLES = {
     "bias": ["bias", "conv_bias", "dt_bias"],
     "norm": ["norm", "norm_f", "norm1", "layernorm", "rms_norm", "bn2", "scale"],
-    "A": ["A", "A_log", "A_b_log", "A_real", "A_imag", "log_A_real", "Lambda_re"],
+    "A": ["A", "A_log", "A_b_log", "A_real", "A_imag", "log_A_real", "Lambda_re", "nu_log", "theta_log"],
     "D": ["D", "D_b"],
-    "dt": ["dt", "dt_bias", "dt_proj", "log_dt", "inv_dt", "log_step"],
+    "dt": ["dt", "dt_bias", "dt_proj", "log_dt", "inv_dt", "log_step", "gamma_log"],
     "position and class embedding": [
         "pos_embed",
         "pos_embedding",

@@ -30,7 +30,7 @@ def two_sided_kernel(
         The kernel, (*c k+m d), with `inclusive` one tap shorter, and the `origin` for `fft_conv`.
 
     Raises:
-        ValueError: The halves have different channels or features.
+        ValueError: The halves have different channels or features, or one is empty though both have a tap at offset 0.
 
     >>> import jax.numpy as jnp, ssmjax.ops
     >>> kernel, origin = ssmjax.ops.two_sided_kernel(jnp.array([[1.0], [2.0]]), jnp.array([[3.0], [4.0]]))
@@ -43,6 +43,10 @@ def two_sided_kernel(
     future = jnp.flip(anticausal, axis=-2)
     if not inclusive:
         return jnp.concatenate([future, causal], axis=-2), anticausal.shape[-2]
+    if not (causal.shape[-2] and anticausal.shape[-2]):
+        short = "causal" if not causal.shape[-2] else "anticausal"
+        got, wanted = causal if short == "causal" else anticausal, "(*c k d) with k >= 1: both have a tap at offset 0"
+        raise errors.bad_shape("two_sided_kernel", short, got, wanted)
     middle = future[..., -1:, :] + causal[..., :1, :]
     return jnp.concatenate([future[..., :-1, :], middle, causal[..., 1:, :]], axis=-2), anticausal.shape[-2] - 1
 
