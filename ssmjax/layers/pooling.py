@@ -21,7 +21,7 @@ def pool(x: Float[Array, "b *s d"], kind: Pool, mask: Mask | None = None) -> Flo
     Args:
         x: (b l d), or (b *s d) without a mask.
         kind: "mean", "max" or "last" of the real tokens, or "none", which returns `x`.
-        mask: (b l), False at padding; a row of padding alone gives zeros.
+        mask: (b l), False at padding; a row of padding alone gives zeros, as does a sequence without tokens.
 
     Returns:
         (b d) float32, (b *s d) for "none".
@@ -41,6 +41,8 @@ def pool(x: Float[Array, "b *s d"], kind: Pool, mask: Mask | None = None) -> Flo
         return x
     if mask is None:
         axes = tuple(range(1, x.ndim - 1))
+        if 0 in x.shape[1:-1]:
+            return jnp.zeros((x.shape[0], x.shape[-1]))
         return x.mean(axes) if kind == "mean" else x.max(axes) if kind == "max" else x[:, -1]
     mask = as_mask("pool", mask)  # the sums below would overflow in the type of a mask of bytes
     if kind == "last":  # a product with one row of the identity matrix, not a gather, whose gradient is a scatter

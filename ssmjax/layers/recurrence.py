@@ -160,7 +160,7 @@ class ScanLayer(nnx.Module):
     def _project(self, u: Tokens, B: Complex[Array, "p h"]) -> Complex[jax.Array, "b l p"]:
         """`B u`, as one real product, accumulated in float32."""
         weight = jnp.concatenate([B.real, B.imag]).T.astype(self.dtype)
-        re, im = jnp.split(jnp.matmul(u.astype(self.dtype), weight, preferred_element_type=jnp.float32), 2, axis=-1)
+        re, im = jnp.split(self._product(u.astype(self.dtype), weight), 2, axis=-1)
         return jax.lax.complex(re, im)
 
     def _read(
@@ -169,7 +169,12 @@ class ScanLayer(nnx.Module):
         """The sum over directions of `Re C x`, as one real product, accumulated in float32."""
         parts = jnp.concatenate([part for x in states for part in (x.real, x.imag)], axis=-1).astype(self.dtype)
         weight = jnp.concatenate([part for c in C for part in (c.real, -c.imag)], axis=-1).T.astype(self.dtype)
-        return jnp.matmul(parts, weight, preferred_element_type=jnp.float32)
+        return self._product(parts, weight)
+
+    def _product(self, x: Array, weight: Array) -> Array:
+        """Accumulated in float32; of float32 without the shortened factors (TF32, bfloat16) of a GPU or TPU."""
+        precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
+        return jnp.matmul(x, weight, precision=precision, preferred_element_type=jnp.float32)
 
     def _reversed(
         self, decay: Complex[Array, "*steps p"], driven: Complex[Array, "b l p"]
@@ -184,6 +189,8 @@ class ScanLayer(nnx.Module):
         where = type(self).__name__
         if u.ndim != 3 or u.shape[-1] != self.d_model:
             raise errors.bad_shape(where, "u", u, f"(b, l, {self.d_model})")
+        if jnp.issubdtype(u.dtype, jnp.complexfloating):
+            raise errors.bad_shape(where, "u", u, f"(b, l, {self.d_model}) of real numbers")
         for name, x in (("mask", mask), ("dts", dts)):
             if x is not None and x.shape != u.shape[:2]:
                 raise errors.bad_shape(where, name, x, f"(b, l) = {u.shape[:2]}", "It has one value a token of u.")
@@ -204,7 +211,8 @@ def _state_at(h: Complex[Array, "b l p"], lengths: Array, state: Complex[Array, 
     """The state after each row's last real token; the one it began with where there is none."""
     before = jnp.zeros_like(h, shape=(h.shape[0], h.shape[2])) if state is None else state
     history = jnp.concatenate([before[:, None], h], axis=1)
-    return jnp.take_along_axis(history, lengths[:, None, None], axis=1)[:, 0]
+    chosen = jnp.arange(history.shape[1])[None] == lengths[:, None]
+    return jnp.where(chosen[..., None], history, 0).sum(1)  # not a gather, whose gradient is a scatter
 
 
 def _until_the_next(dts: Float[Array, "b l"], padding: Compaction | None) -> Float[jax.Array, "b l"]:

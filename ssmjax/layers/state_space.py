@@ -196,9 +196,16 @@ def as_real(z: Complex[Array, "*shape"]) -> Float[jax.Array, "*shape 2"]:
 
 
 def check_rate(where: str, rate: float | Array) -> None:
-    """Raises `ValueError` unless the rate is positive, as far as its value is known."""
-    if not isinstance(rate, jax.core.Tracer) and not float(rate) > 0:
-        raise errors.bad_argument(where, "rate", float(rate), "positive", "It multiplies the step sizes.")
+    """Raises `ValueError` unless the rate is one positive finite number, as far as its value is known."""
+    if np.ndim(rate) != 0:
+        remedy = "It is one number for all sequences of a batch; `jax.vmap` has one for each."
+        raise errors.bad_shape(where, "rate", rate, "a number", remedy)
+    if isinstance(rate, jax.core.Tracer):
+        return
+    number = isinstance(rate, int | float | np.number | np.ndarray | jax.Array)
+    if not number or not 0 < float(rate) < math.inf:
+        got = float(rate) if number else rate
+        raise errors.bad_argument(where, "rate", got, "positive and finite", "It multiplies the step sizes.")
 
 
 def _initial_values(

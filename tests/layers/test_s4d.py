@@ -232,7 +232,7 @@ def test_messages():
         (lambda: layer(u, mask=np.ones((2, 4), bool)), r"S4D: mask must be \(b, l\) = \(2, 3\).*got \(2, 4\)"),
         (lambda: layer(u[..., :2]), r"S4D: u must be \(b, l, 6\), got \(2, 3, 2\)"),
         (lambda: layer(u, mode="fft"), "S4D: Unknown mode 'fft'"),
-        (lambda: layer(u, rate=-1.0), "S4D: rate must be positive, got -1.0"),
+        (lambda: layer(u, rate=-1.0), "S4D: rate must be positive and finite, got -1.0"),
         (lambda: layer(u, state=jnp.zeros((2, D, 4), complex)), r"state must be \(b, d, n\) = \(2, 6, 2\)"),
         (lambda: layer.step(u, layer.init_state(2)), r"S4D.step: u must be \(b, 6\), one token a row.*\(2, 3, 6\)"),
         (lambda: make(bidirectional="inclusive")(u, return_state=True), "left out in both directions"),
