@@ -16,7 +16,7 @@ from flax import nnx
 
 from ssmjax.checkpoints import from_torch
 from ssmjax.checkpoints.arrays import check_arrays, model_arrays, read_safetensors, specs, write_safetensors
-from ssmjax.checkpoints.from_torch.mapping import LAYOUTS, KeyTable, Rule
+from ssmjax.checkpoints.mapping import LAYOUTS, KeyTable, Rule
 from ssmjax.checkpoints.torch_file import read_torch_file, strip_prefix, unwrap
 from ssmjax.models import registry
 from ssmjax.models.vim import VimConfig

@@ -1,15 +1,18 @@
 """The converters of S4, S4D, DSS and The Annotated S4: exact both ways, strict, and from older versions."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
-from ssmjax.checkpoints.from_flax import annotated_s4
-from ssmjax.checkpoints.from_torch import dss, s4, s4d_minimal
-from ssmjax.checkpoints.from_torch.mapping import KeyTable
-from ssmjax.layers import DSS, S4, S4D
+from ssmjax.checkpoints.from_flax import annotated_s4, s5
+from ssmjax.checkpoints.from_torch import dss, s4, s4d_minimal, s4nd, s5_pytorch
+from ssmjax.checkpoints.mapping import KeyTable
+from ssmjax.layers import DSS, S4, S4D, S4ND, S5
 from tests.layers import convolution_oracle as oracle
 
 D = 4
@@ -72,6 +75,7 @@ def test_s4_refuses():
         (lambda: s4.convert(state, S4, s4.layer_arguments(dplr, state)[1] | {"l_max": 64}), "must be 64, the layer's"),
         (lambda: s4.convert(state | {"E": np.ones(1)}, *s4.layer_arguments(dplr, state)), "unknown: E"),
         (lambda: s4.convert({}, *s4.layer_arguments(diag, {})), "missing: D, kernel.A_imag"),
+        (lambda: s4.convert({}, *s4.layer_arguments(dplr, state)), "missing: D, kernel.A_imag.*, kernel.l_kernel"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -138,3 +142,76 @@ def test_annotated_refuses():
     theirs = annotated_s4.to_reference(model_arrays(oracle.lively(lambda: cls(**arguments, rngs=nnx.Rngs(0)))), "dss")
     with pytest.raises(ValueError, match="the real part of A must be -0.0001 at most"):
         annotated_s4.convert(theirs | {"Lambda_re": np.ones((3, D), np.float32)}, "dss", arguments)
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("variant", sorted(annotated_s4.VARIANTS))
+def test_annotated_without_the_array_that_tells_the_sizes(variant):
+    first = "A_re" if variant == "s4d" else "Lambda_re"
+    names = {name for name, _, _ in annotated_s4.VARIANTS[variant]} - {first, "D"}
+    state = dict.fromkeys([*names, *(["B_re", "B_im"] if variant == "s4d" else [])], np.zeros((3, D)))
+    with pytest.raises(ValueError, match=f"unknown: x\n  missing: {', '.join(sorted([first, 'D']))}$"):
+        annotated_s4.layer_arguments(variant, state | {"x": np.ones(2)})
+
+
+def test_annotated_lists_an_output_of_another_shape():
+    cls, arguments = annotated_s4.layer_arguments("s4", {"Lambda_re": np.zeros((3, D))}, l_max=8)
+    theirs = annotated_s4.to_reference(arrays_of_layer(cls, arguments), "s4")
+    for last in (1, 3):  # 1 would be broadcast to the parts of a complex number
+        wrong = theirs | {"C": np.ones((3, D, last), np.float32)}
+        with pytest.raises(ValueError, match=rf"C: got \(3, {D}, {last}\) float32"):
+            annotated_s4.convert(wrong, "s4", arguments)
+
+
+def arrays_of_layer(cls, arguments):
+    return model_arrays(oracle.lively(lambda: cls(**arguments, rngs=nnx.Rngs(0))))
+
+
+def s4nd_state(**changes):
+    arguments = {"d_model": 3, "d_state": 4, "kernel": "s4", "l_max": (4, 6)} | changes
+    arrays = model_arrays(S4ND(**arguments, rngs=nnx.Rngs(1)))
+    lengths = {f"kernel.{i}.l_kernel": np.int64(length) for i, length in enumerate(arguments["l_max"])}
+    return arguments, s4nd.to_reference(arrays) | (lengths if arguments["kernel"] == "s4" else {})
+
+
+def test_s4nd_lists_missing_lengths():
+    arguments, state = s4nd_state()
+    del state["D"], state["kernel.0.l_kernel"]
+    message = r"(?s)unknown: kernel\.2\.l_kernel.*missing: D, kernel\.0\.l_kernel$"
+    for call in (lambda state: s4nd.layer_arguments({}, state), lambda state: s4nd.convert(state, arguments)):
+        with pytest.raises(ValueError, match=message):
+            call(state | {"kernel.2.l_kernel": np.asarray(4)})
+    with pytest.raises(ValueError, match=r"kernel\.1\.l_kernel, .*output_linear\.0\.bias$"):
+        s4nd.layer_arguments({}, {"output_linear.0.weight": np.ones((3, 3))})
+
+
+def test_s4nd_refuses_a_mode_that_does_not_decay():
+    arguments, state = s4nd_state(kernel="s4d", real_transform="clip")
+    assert s4nd.convert(state, arguments).keys() >= {"kernels.1.A_real"}
+    state["kernel.1.A_real"] = -np.ones_like(state["kernel.1.A_real"])
+    with pytest.raises(ValueError, match="the real part of A must be -0.0001 at most.*got 1.0"):
+        s4nd.convert(state, arguments)
+
+
+@pytest.mark.parametrize("name", ["seq.B", "seq.C"])
+def test_s5_pytorch_lists_what_is_missing(name):
+    state = s5_pytorch.to_reference(model_arrays(S5(4, d_state=2, conj_sym=False, rngs=nnx.Rngs(0))))
+    assert s5_pytorch.layer_arguments(state)["d_model"] == 4
+    missing = {key: x for key, x in state.items() if key not in (name, "seq.log_step")}
+    with pytest.raises(ValueError, match=f"(?s)unknown: seq.x.*missing: {name}, seq.log_step$"):
+        s5_pytorch.layer_arguments(missing | {"seq.x": np.ones(2)})
+
+
+def test_s5_without_the_start_of_its_outputs():
+    for bidirectional in ("none", "inclusive"):
+        arguments = {"d_model": 4, "d_state": 4, "bidirectional": bidirectional}
+        ours = arrays_of_layer(S5, arguments)
+        theirs = s5.to_reference(ours, arguments)
+        assert ("C1" in theirs) == (bidirectional == "inclusive")
+        assert_equal(s5.convert(theirs, arguments), ours)
+
+
+def test_from_flax_needs_no_family_of_torch():
+    code = "import sys, ssmjax.checkpoints.from_flax; print([n for n in sys.modules if 'from_torch' in n])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"

@@ -80,6 +80,25 @@ def test_s4_is_strict():
         s4_model.convert(theirs, dataclasses.replace(S4, l_max=8))
 
 
+def test_an_s4_without_its_length_is_refused():
+    theirs = s4_model.to_reference(arrays_of(S4), S4)
+    name = "layers.1.layer.layer.kernel.l_kernel"
+    with pytest.raises(ValueError, match=f"(?s)unknown: more\n  missing: {name}$"):
+        s4_model.convert({n: x for n, x in theirs.items() if n != name} | {"more": np.ones(2)}, S4)
+
+
+@pytest.mark.parametrize("layer", ["s4", "s4d"])
+def test_an_s4_with_a_mode_that_does_not_decay_is_refused(layer):
+    config = dataclasses.replace(S4, layer=layer, layer_options={"real_transform": "clip"})
+    ours = arrays_of(config)
+    ours["layers.layer.kernel.A_real"] = 1 + np.abs(ours["layers.layer.kernel.A_real"])
+    theirs = s4_model.to_reference(ours, config)
+    assert_equal(s4_model.convert(theirs, config), ours)
+    name = "layers.1.layer.layer.kernel.A_real"
+    with pytest.raises(ValueError, match="layers.1: the real part of A must be -0.0001 at most.*got 1.0"):
+        s4_model.convert(theirs | {name: np.full_like(theirs[name], -1)}, config)
+
+
 def test_s4_from_a_file(tmp_path):
     ours = arrays_of(S4)
     path = tmp_path / "model.safetensors"
@@ -120,8 +139,8 @@ def test_s5_configuration():
         s5_model.config_from_reference({"n_layer": 2}, {"P": 16})
 
 
-@pytest.mark.parametrize("variant", ["s4", "s4d", "dss"])
-def test_the_annotated_s4_there_and_back(variant):
+def annotated(variant):
+    """A configuration read off parameters, and arrays of ours that the original can hold."""
     width, modes = 4, 6
     re, im = ("A_re", "A_im") if variant == "s4d" else ("Lambda_re", "Lambda_im")
     names = {re: (modes, width), im: (modes, width)}
@@ -130,7 +149,6 @@ def test_the_annotated_s4_there_and_back(variant):
     }
     parameters |= {"decoder/bias": np.zeros(10), "encoder/kernel": np.zeros((3, width))}
     config = SequenceConfig(**annotated_model.layer_config(variant, parameters, 16))
-    assert (config.depth, config.in_features, config.num_classes) == (2, 3, 10)
     ours = arrays_of(config)
     if variant != "s4":  # which reads no B: ones, and not trained
         ours["layers.layer.kernel.B"] = np.broadcast_to(
@@ -138,6 +156,13 @@ def test_the_annotated_s4_there_and_back(variant):
         )
     if variant == "dss":
         ours["layers.layer.kernel.A_real"] = 1 + np.abs(ours["layers.layer.kernel.A_real"])
+    return config, ours
+
+
+@pytest.mark.parametrize("variant", ["s4", "s4d", "dss"])
+def test_the_annotated_s4_there_and_back(variant):
+    config, ours = annotated(variant)
+    assert (config.depth, config.in_features, config.num_classes) == (2, 3, 10)
     theirs = annotated_model.to_reference(ours, variant)
     assert_equal(annotated_model.convert(theirs, variant, config), ours)
     model = nnx.eval_shape(lambda: registry.build("sequence_classifier", config))
@@ -146,3 +171,30 @@ def test_the_annotated_s4_there_and_back(variant):
         lambda state, x: nnx.merge(definition, state)(x), state, jax.ShapeDtypeStruct((2, 16, 3), np.float32)
     )
     assert out.shape == (2, 10)
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("variant", ["s4", "s4d", "dss"])
+def test_the_annotated_s4_is_strict(variant):
+    config, ours = annotated(variant)
+    theirs = annotated_model.to_reference(ours, variant)
+    re = "A_re" if variant == "s4d" else "Lambda_re"
+    one = np.ones(2, np.float32)
+    for name in ("layers_2/seq/C", "layers_2/seq/B_re", "head/seq/x", "layers_0/seq/x", "more"):
+        with pytest.raises(ValueError, match=f"fit the model:\n  unknown: {name}$"):
+            annotated_model.convert(theirs | {name: one}, variant, config)
+    gone = ("decoder/bias", f"layers_0/seq/{re}", "layers_1/seq/D")
+    missing = {name: x for name, x in theirs.items() if name not in gone}
+    message = f"unknown: head/seq/x\n  missing: {', '.join(gone)}$"
+    for call in (
+        lambda state: annotated_model.convert(state, variant, config),
+        lambda state: annotated_model.layer_config(variant, state, 16),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(missing | {"head/seq/x": one})
+    with pytest.raises(ValueError, match="Unknown variant 's5'"):
+        annotated_model.convert(theirs, "s5", config)
+    if variant == "dss":
+        name = "layers_1/seq/Lambda_re"
+        with pytest.raises(ValueError, match=f"{name}: the real part of A must be -0.0001 at most"):
+            annotated_model.convert(theirs | {name: -theirs[name]}, variant, config)

@@ -4,7 +4,8 @@ Its layers are one a feature, vectorized, so that the features are the second ax
 once, which is our `conj_sym=False`; P and B are complex numbers; and S4 is written with the conjugate of C.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +13,11 @@ from flax import nnx
 
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays
-from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
-from ssmjax.checkpoints.from_torch.s4 import check_real_parts
+from ssmjax.checkpoints.mapping import KeyTable, Rule, check_needed, check_real_parts
 from ssmjax.layers.s4 import S4
 from ssmjax.layers.s4d import S4D
 
-__all__ = ["VARIANTS", "Variant", "convert", "layer_arguments", "rules", "to_reference"]
+__all__ = ["DEAD", "VARIANTS", "Variant", "convert", "convert_lines", "layer_arguments", "rules", "to_reference"]
 
 Variant = Literal["s4", "s4d", "dss"]
 
@@ -50,16 +50,21 @@ VARIANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
 """Names there, ours, and the change of layout, after `_real`: complex arrays as pairs on a last axis, and our signs."""
 
 _NEGATED = ("Lambda_re", "Lambda_im", "A_re", "A_im")
-_DEAD = ("B_re", "B_im")
-"""Parameters of its S4D that nothing reads; written as ones and zeros."""
+DEAD: dict[str, tuple[str, ...]] = {"s4": (), "s4d": ("B_re", "B_im"), "dss": ()}
+"""Parameters that nothing reads there; written as ones and zeros."""
 
 
 def rules(variant: Variant, theirs: str = "", ours: str = "") -> tuple[Rule, ...]:
     """The lines of a key table for one layer; the last arguments are what stands before the names.
 
+    Raises:
+        ValueError: The variant is unknown.
+
     >>> rules("dss")[0]
     Rule(source='D', target='D', layout='same')
     """
+    if variant not in VARIANTS:
+        raise ValueError(f"rules: {errors.unknown_name('variant', variant, [*VARIANTS])}")
     return tuple(Rule(theirs + source, ours + target, layout) for source, target, layout in VARIANTS[variant])
 
 
@@ -74,14 +79,16 @@ def layer_arguments(
         l_max: The length that its S4 was built for, which is not among them.
 
     Raises:
-        ValueError: The variant is unknown.
+        ValueError: The variant is unknown, or the array that tells the sizes is missing; one message lists all names
+            that are unknown or missing.
 
     >>> layer_arguments("s4d", {"A_re": np.zeros((8, 6))})[1]["d_model"]
     6
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"layer_arguments: {errors.unknown_name('variant', variant, [*VARIANTS])}")
-    modes, width = parameters["A_re" if variant == "s4d" else "Lambda_re"].shape
+    lines = rules(variant)
+    name = next(rule.source for rule in lines if rule.target == "kernel.A_real")
+    check_needed("layer_arguments", parameters, [name], [rule.source for rule in lines], DEAD[variant])
+    modes, width = parameters[name].shape
     ours = {"d_model": width, "d_state": modes, "conj_sym": False, "real_transform": "clip"}
     if variant == "s4":
         return S4, ours | {"l_max": l_max}
@@ -113,13 +120,39 @@ def convert(
     """
     layer = S4 if variant == "s4" else S4D
     abstract = model_arrays(nnx.eval_shape(lambda: layer(**arguments, rngs=nnx.Rngs(0))))
-    fixed = {} if variant == "s4" else {"kernel.B": abstract.pop("kernel.B")}
-    dead = _DEAD if variant == "s4d" else ()
-    real = _real(parameters, variant)
-    if variant == "dss":
-        check_real_parts(where, real.get("Lambda_re"), "clip")  # its other layers hold real parts where ours do
-    ours = KeyTable(rules(variant), ignored=dead).to_ours(real, abstract, where)
-    return ours | {name: np.broadcast_to(np.array([1, 0], x.dtype), x.shape).copy() for name, x in fixed.items()}
+    return convert_lines(rules(variant), parameters, variant, abstract, where)
+
+
+def convert_lines(
+    lines: Sequence[Rule],
+    parameters: Mapping[str, np.ndarray],
+    variant: Variant,
+    ours: Mapping[str, Any],
+    where: str,
+    layers: Sequence[str] = ("",),
+) -> dict[str, np.ndarray]:
+    """Converts the parameters of a layer, or of a model that holds some.
+
+    Args:
+        lines: Of the key table, with those of `rules`.
+        parameters: Arrays by the original's names.
+        variant: "s4", "s4d" or "dss".
+        ours: The model's arrays, or their specs, by name.
+        where: What to call the parameters in a message.
+        layers: What stands before the names of each layer in the original.
+
+    Raises:
+        ValueError: As in `convert`.
+    """
+    fixed = {} if variant == "s4" else {name: x for name, x in ours.items() if re.fullmatch(r"(.*\.)?kernel\.B", name)}
+    ignored = [before + name for before in layers for name in DEAD[variant]]
+    live = {name: x for name, x in ours.items() if name not in fixed}
+    arrays = KeyTable(lines, ignored).to_ours(_real(parameters, variant, layers), live, where)
+    if variant == "dss":  # the other variants hold real parts where our layers do
+        for before in layers:
+            name = f"{before}Lambda_re"
+            check_real_parts(f"{where}: {name}", -parameters[name], "clip")
+    return arrays | {name: np.broadcast_to(np.array([1, 0], x.dtype), x.shape).copy() for name, x in fixed.items()}
 
 
 def to_reference(arrays: Mapping[str, Any], variant: Variant) -> dict[str, np.ndarray]:
@@ -135,14 +168,18 @@ def to_reference(arrays: Mapping[str, Any], variant: Variant) -> dict[str, np.nd
     return theirs
 
 
-def _real(parameters: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
+def _real(
+    parameters: Mapping[str, np.ndarray], variant: Variant, layers: Sequence[str] = ("",)
+) -> dict[str, np.ndarray]:
     """Complex arrays as pairs, and the signs of the other side: its own inverse where there are no complex arrays."""
+    negated = {before + name for before in layers for name in _NEGATED}
+    conjugated = {f"{before}C" for before in layers if variant == "s4"}
     real = {}
     for name, x in parameters.items():
         x = np.stack([x.real, x.imag], axis=-1) if np.iscomplexobj(x) else x
-        if name in _NEGATED:
+        if name in negated:
             x = -x
-        elif name == "C" and variant == "s4":
+        elif name in conjugated and x.shape[-1:] == (2,):  # another shape is refused where all arrays are checked
             x = x * np.array([1, -1], x.dtype)
         real[name] = x
     return real

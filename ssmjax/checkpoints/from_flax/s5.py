@@ -12,7 +12,7 @@ from flax import nnx
 
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays
-from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
+from ssmjax.checkpoints.mapping import KeyTable, Rule
 from ssmjax.checkpoints.s5_outputs import join_outputs, split_outputs
 from ssmjax.layers.s5 import S5
 
@@ -85,6 +85,11 @@ def convert(
 
 
 def to_reference(arrays: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Converts arrays of ours (parameters, or their gradients) to the original's names and layout."""
+    """Converts arrays of ours (parameters, or their gradients) to the original's names and layout.
+
+    Args:
+        arrays: By our names.
+        arguments: Of our layer; without `c_init` it is the layer's default, which is not "complex_normal".
+    """
     theirs = KeyTable(RULES).to_source(arrays)
-    return join_outputs(theirs) if arguments["c_init"] == "complex_normal" else theirs
+    return join_outputs(theirs) if arguments.get("c_init") == "complex_normal" else theirs

@@ -12,7 +12,7 @@ from flax import nnx
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.from_flax import s5
-from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
+from ssmjax.checkpoints.mapping import KeyTable, Rule
 from ssmjax.checkpoints.s5_outputs import join_outputs, split_outputs
 from ssmjax.models.registry import build
 from ssmjax.models.sequence_classifier import SequenceConfig

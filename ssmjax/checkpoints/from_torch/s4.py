@@ -12,10 +12,9 @@ from flax import nnx
 
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays
-from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
+from ssmjax.checkpoints.mapping import KeyTable, Rule, check_real_parts
 from ssmjax.layers.s4 import S4
 from ssmjax.layers.s4d import S4D
-from ssmjax.layers.state_space import INITIAL_LEAST
 
 __all__ = ["convert", "layer_arguments", "rules", "to_reference", "upgrade"]
 
@@ -145,11 +144,12 @@ def convert(
     """
     abstract = model_arrays(nnx.eval_shape(lambda: layer(**arguments, rngs=nnx.Rngs(0))))
     buffer = f"{prefix}kernel.l_kernel"
-    if layer is S4 and int(state.get(buffer, 0)) != arguments["l_max"]:
+    if layer is S4 and buffer in state and int(state[buffer]) != arguments["l_max"]:
         wanted = f"{arguments['l_max']}, the layer's l_max"
-        raise errors.bad_argument(where, buffer, state.get(buffer), wanted, "Use layer_arguments.")
+        raise errors.bad_argument(where, buffer, int(state[buffer]), wanted, "Use layer_arguments.")
     check_real_parts(where, state.get(f"{prefix}kernel.A_real"), arguments.get("real_transform", "exp"))
-    return KeyTable(rules(prefix), ignored=(buffer,)).to_ours(state, abstract, where)
+    buffers = {"required" if layer is S4 else "ignored": (buffer,)}
+    return KeyTable(rules(prefix), **buffers).to_ours(state, abstract, where)
 
 
 def to_reference(arrays: Mapping[str, Any], l_kernel: int | None = None, prefix: str = "") -> dict[str, np.ndarray]:
@@ -195,11 +195,3 @@ def upgrade(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 _OLD_NAMES = {"log_dt": "inv_dt", "inv_w_real": "A_real", "log_w_real": "A_real", "w_imag": "A_imag", "L": "l_kernel"}
-
-
-def check_real_parts(where: str, A_real: np.ndarray | None, transform: str) -> None:
-    """Raises `ValueError` if real parts are stored as they are, and one is not below what "clip" holds them to."""
-    if transform == "clip" and A_real is not None and np.min(A_real, initial=np.inf) < INITIAL_LEAST:
-        wanted = f"-{INITIAL_LEAST} at most, which our layers hold it to"
-        remedy = "A mode with a larger real part does not decay, and cannot be converted."
-        raise errors.bad_argument(where, "the real part of A", -float(np.min(A_real)), wanted, remedy)

@@ -16,7 +16,7 @@ from flax import nnx
 
 from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
 from ssmjax.checkpoints.from_torch import s4
-from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
+from ssmjax.checkpoints.mapping import KeyTable, Rule, check_real_parts
 from ssmjax.checkpoints.torch_file import read_torch_file
 from ssmjax.errors import bad_argument
 from ssmjax.models.config import override
@@ -65,9 +65,16 @@ def _table(config: SequenceConfig) -> KeyTable:
         Rule("decoder.output_transform.weight", "head.kernel", "linear"),
         Rule("decoder.output_transform.bias", "head.bias"),
     )
-    counters = [f"layers.{i}.norm.norm.num_batches_tracked" for i in range(config.depth)]
-    lengths = [f"layers.{i}.layer.layer.kernel.l_kernel" for i in range(config.depth)]
-    return KeyTable(rules, ignored=(*counters, "norm.norm.num_batches_tracked", *lengths))
+    ignored = [f"layers.{i}.norm.norm.num_batches_tracked" for i in range(config.depth)]
+    ignored.append("norm.norm.num_batches_tracked")
+    lengths = [f"{_ssm(i)}kernel.l_kernel" for i in range(config.depth)]
+    if config.layer == "s4":  # whose C~ is for that length
+        return KeyTable(rules, ignored, required=lengths)
+    return KeyTable(rules, [*ignored, *lengths])
+
+
+def _ssm(i: int) -> str:
+    return f"layers.{i}.layer.layer."
 
 
 def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -96,7 +103,7 @@ def convert(state: Mapping[str, np.ndarray], config: SequenceConfig, where: str 
 
     Raises:
         ValueError: Names, shapes or dtypes are not those of such a model (one message lists all differences), or a C~
-            is for another length than `config.l_max`.
+            is for another length than `config.l_max`, or a real part is not negative.
 
     >>> config = override(model_config("s4_classifier_nano"), {"l_max": 16}, "example")
     >>> arrays = model_arrays(build("sequence_classifier", config))
@@ -104,11 +111,13 @@ def convert(state: Mapping[str, np.ndarray], config: SequenceConfig, where: str 
     True
     """
     state = canonical(state)
-    for i in range(config.depth if config.layer == "s4" else 0):
-        name = f"layers.{i}.layer.layer.kernel.l_kernel"
-        if name in state and int(state[name]) != (config.l_max or 1024):
+    real_transform = config.layer_arguments.get("real_transform", "exp")
+    for i in range(config.depth):
+        name = f"{_ssm(i)}kernel.l_kernel"
+        if config.layer == "s4" and name in state and int(state[name]) != (config.l_max or 1024):
             wanted = f"{config.l_max}, the configuration's l_max"
             raise bad_argument(where, name, int(state[name]), wanted, f"Use l_max={int(state[name])}.")
+        check_real_parts(f"{where}: layers.{i}", state.get(f"{_ssm(i)}kernel.A_real"), real_transform)
     abstract = model_arrays(nnx.eval_shape(lambda: build("sequence_classifier", config)))
     return _table(config).to_ours(state, abstract, where)
 
@@ -118,7 +127,7 @@ def to_reference(arrays: Mapping[str, Any], config: SequenceConfig) -> dict[str,
     theirs = _table(config).to_source(arrays)
     if config.layer == "s4":
         for i in range(config.depth):
-            theirs[f"layers.{i}.layer.layer.kernel.l_kernel"] = np.asarray(config.l_max or 1024)
+            theirs[f"{_ssm(i)}kernel.l_kernel"] = np.asarray(config.l_max or 1024)
     return theirs
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from ssmjax.checkpoints.arrays import model_arrays
-from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
+from ssmjax.checkpoints.mapping import KeyTable, Rule
 from ssmjax.layers.s4d import S4D
 
 __all__ = ["convert", "layer_arguments", "rules", "to_reference"]

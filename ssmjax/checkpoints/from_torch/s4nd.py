@@ -1,5 +1,6 @@
 """S4ND: from and to the layout of the original module's state dicts, one layer."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from flax import nnx
 
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays
-from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
+from ssmjax.checkpoints.mapping import KeyTable, Rule, check_needed, check_real_parts
 from ssmjax.layers.s4nd import S4ND
 
 __all__ = ["TABLE", "convert", "layer_arguments", "to_reference"]
@@ -69,7 +70,8 @@ def layer_arguments(arguments: Mapping[str, Any], state: Mapping[str, np.ndarray
 
     Raises:
         ValueError: An argument is unknown, or its value is, or a kernel of S4 was never run, so that its state dict
-            holds an output vector that belongs to no length yet.
+            holds an output vector that belongs to no length yet, or has no length (one message lists all names that
+            are unknown or missing).
         NotImplementedError: The original ignores `trank` with `contract_version=1`.
 
     >>> layer_arguments({"d_model": 8, "mode": "diag", "bidirectional": False}, {})["bidirectional"]
@@ -91,7 +93,9 @@ def layer_arguments(arguments: Mapping[str, Any], state: Mapping[str, np.ndarray
     ours["l_max"] = theirs["l_max"]
     if ours["kernel"] == "s4d":
         return ours | {"discretization": theirs["disc"]}
-    ours["l_max"] = tuple(int(state[f"kernel.{i}.l_kernel"]) for i in range(ours["axes"]))
+    lengths = _lengths(ours["axes"])
+    check_needed(where, state, lengths, [*_names(state, ours["axes"]), *lengths])
+    ours["l_max"] = tuple(int(state[name]) for name in lengths)
     if 0 in ours["l_max"]:
         remedy = "Run the original once on an input, and save it again."
         raise errors.bad_argument(where, "l_kernel", ours["l_max"], "the lengths of the stored kernels", remedy)
@@ -113,7 +117,8 @@ def convert(
         layer (`linear=False`) is `output_linear.kernel` and `output_linear.bias`.
 
     Raises:
-        ValueError: Names, shapes or dtypes are not those of such a layer; one message lists all differences.
+        ValueError: Names, shapes or dtypes are not those of such a layer (one message lists all differences), a
+            kernel is stored for another length, or a real part is not negative.
 
     >>> arguments = {"d_model": 4, "d_state": 2}
     >>> arrays = model_arrays(S4ND(**arguments, rngs=nnx.Rngs(0)))
@@ -126,10 +131,14 @@ def convert(
         out = state["output_linear.0.weight"].shape[0] if "output_linear.0.weight" in state else width
         ours["output_linear.kernel"] = jax.ShapeDtypeStruct((features, out), np.float32)
         ours["output_linear.bias"] = jax.ShapeDtypeStruct((out,), np.float32)
+    table = TABLE
     if arguments.get("kernel") == "s4":
         _check_lengths(state, arguments["l_max"], where)
-        state = {name: x for name, x in state.items() if not name.endswith(".l_kernel")}
-    return TABLE.to_ours(state, ours, where)
+        table = dataclasses.replace(TABLE, required=_lengths(len(arguments["l_max"])))
+    for name, x in state.items():
+        if name.endswith(".A_real"):
+            check_real_parts(where, x, arguments.get("real_transform", "exp"))
+    return table.to_ours(state, ours, where)
 
 
 def to_reference(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -138,8 +147,18 @@ def to_reference(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _check_lengths(state, l_max, where):
-    for i, length in enumerate(l_max):
-        stored = state.get(f"kernel.{i}.l_kernel")
-        if stored is None or int(stored) != length:
+    for i, (name, length) in enumerate(zip(_lengths(len(l_max)), l_max, strict=True)):
+        if name in state and int(state[name]) != length:
             wanted = f"{length}, the layer's l_max along axis {i}"
-            raise errors.bad_argument(where, f"kernel.{i}.l_kernel", stored, wanted, "Use layer_arguments.")
+            raise errors.bad_argument(where, name, int(state[name]), wanted, "Use layer_arguments.")
+
+
+def _lengths(axes: int) -> list[str]:
+    return [f"kernel.{i}.l_kernel" for i in range(axes)]
+
+
+def _names(state: Mapping[str, Any], axes: int) -> list[str]:
+    """Every name of a parameter; the linear map is optional."""
+    linear = any(name.startswith("output_linear.") for name in state)
+    sources = [rule.source for rule in TABLE.rules if linear or not rule.source.startswith("output_linear.")]
+    return [source.format(i=i) for source in sources for i in range(axes)]

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from ssmjax.checkpoints.arrays import model_arrays
-from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
+from ssmjax.checkpoints.mapping import KeyTable, Rule, check_needed
 from ssmjax.checkpoints.s5_outputs import join_outputs, split_outputs
 from ssmjax.layers.s5 import S5
 
@@ -28,6 +28,9 @@ TABLE = KeyTable(
 """After `_as_real`: complex arrays are pairs on a last axis, and Lambda's parts are two arrays."""
 
 
+_NAMES = ("seq.Lambda", "seq.B", "seq.C", "seq.D", "seq.log_step")
+
+
 def layer_arguments(state: Mapping[str, np.ndarray], discretization: str = "zoh") -> dict[str, Any]:
     """The arguments of our `S5` for a state dict of the original, read off its shapes.
 
@@ -35,10 +38,14 @@ def layer_arguments(state: Mapping[str, np.ndarray], discretization: str = "zoh"
         state: Arrays by the original's names.
         discretization: What the original was built with, which its state dict does not hold; its default.
 
+    Raises:
+        ValueError: `seq.B` or `seq.C` is missing; one message lists all names that are unknown or missing.
+
     >>> shapes = {"seq.B": (16, 6, 2), "seq.C": (6, 32)}
     >>> layer_arguments({name: np.zeros(shape) for name, shape in shapes.items()})["bidirectional"]
     'inclusive'
     """
+    check_needed("layer_arguments", state, ("seq.B", "seq.C"), _NAMES)
     modes, width, _ = state["seq.B"].shape
     both = state["seq.C"].shape[1] == 2 * modes
     return {

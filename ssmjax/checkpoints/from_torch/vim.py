@@ -10,7 +10,7 @@ from flax import nnx
 
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
-from ssmjax.checkpoints.from_torch.mapping import KeyTable, Rule
+from ssmjax.checkpoints.mapping import KeyTable, Rule
 from ssmjax.checkpoints.torch_file import read_torch_file
 from ssmjax.layers.rope import axial_rope_table
 from ssmjax.models import registry

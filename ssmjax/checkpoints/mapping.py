@@ -10,16 +10,18 @@ the leading axis of ours (here the layers). One that both have is the same numbe
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from ssmjax.checkpoints.arrays import Spec, check_arrays
+from ssmjax import errors
+from ssmjax.checkpoints.arrays import Spec, check_arrays, specs
+from ssmjax.layers.state_space import INITIAL_LEAST
 
-__all__ = ["LAYOUTS", "KeyTable", "Rule"]
+__all__ = ["LAYOUTS", "KeyTable", "Rule", "check_needed", "check_real_parts"]
 
 LAYOUTS: dict[str, tuple[str, str] | None] = {
     "same": None,
@@ -66,6 +68,7 @@ class KeyTable:
     Attributes:
         rules: The lines. Those whose target the model lacks are not used.
         ignored: Foreign names that hold no parameter (tables that a model computes), accepted and not read.
+        required: Foreign names that hold no parameter and must be there (lengths), which the caller reads.
 
     >>> import jax, numpy as np
     >>> table = KeyTable((Rule("blocks.{i}.fc.weight", "blocks.fc.kernel", "linear"),))
@@ -79,6 +82,7 @@ class KeyTable:
 
     rules: Sequence[Rule]
     ignored: Sequence[str] = ()
+    required: Sequence[str] = ()
 
     def source_specs(self, ours: Mapping[str, Any]) -> dict[str, Spec]:
         """The foreign names, shapes and dtypes that a model with these arrays (or specs) of ours corresponds to."""
@@ -109,7 +113,8 @@ class KeyTable:
                 exactly; one message lists them all.
         """
         wanted = self.source_specs(ours)
-        source = {name: x for name, x in source.items() if name not in self.ignored}
+        wanted |= {name: Spec((), np.int64) for name in self.required if name not in source}  # to be listed as missing
+        source = {name: x for name, x in source.items() if name not in (*self.ignored, *self.required)}
         check_arrays(where, {name: _as_held(x, wanted.get(name)) for name, x in source.items()}, wanted)
         result = {}
         for name, x in ours.items():
@@ -145,6 +150,37 @@ class KeyTable:
             names = (rule.source.format(**indices, **{letter: i}) for i in range(shape[0]))
             return _Match(rule.layout, tuple(names), stacked=True)
         raise ValueError(f"No rule of the key table has {name!r} as its target.")
+
+
+def check_needed(
+    where: str, found: Mapping[str, Any], needed: Iterable[str], names: Iterable[str], ignored: Iterable[str] = ()
+) -> None:
+    """Checks that the arrays are there off which a layer's arguments are read.
+
+    Args:
+        where: What is being read, the beginning of the message.
+        found: The foreign arrays by name.
+        needed: The names that are going to be read.
+        names: Every name that such a checkpoint has, for the message.
+        ignored: Those that it may have.
+
+    Raises:
+        ValueError: One of `needed` is missing; the one message lists every name that is unknown or missing.
+
+    >>> check_needed("example", {"B": np.ones(2)}, ["B"], ["B", "C"])
+    """
+    if any(name not in found for name in needed):
+        there, missing = specs(found), Spec((), np.float32)  # shapes are not known yet, and not compared
+        wanted = {name: there.get(name, missing) for name in names}
+        check_arrays(where, there, wanted | {name: there[name] for name in ignored if name in there})
+
+
+def check_real_parts(where: str, A_real: np.ndarray | None, transform: str) -> None:
+    """Raises `ValueError` if real parts are stored as they are, and one is not below what "clip" holds them to."""
+    if transform == "clip" and A_real is not None and np.min(A_real, initial=np.inf) < INITIAL_LEAST:
+        wanted = f"-{INITIAL_LEAST} at most, which our layers hold it to"
+        remedy = "A mode with a larger real part does not decay, and cannot be converted."
+        raise errors.bad_argument(where, "the real part of A", -float(np.min(A_real)), wanted, remedy)
 
 
 def _letters(name: str) -> list[str]:
