@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax import errors, ops
+from ssmjax import _compat, errors, ops
 from ssmjax.layers.padding import compact
 from ssmjax.layers.recurrence import Bidirectional
 from ssmjax.layers.state_space import check_rate
 from ssmjax.shapes import Array, Expanded, Float, Inexact, Mask, Tokens
 
-__all__ = ["Bidirectional", "ConvolutionLayer", "Mode", "Recurrence", "scan"]
+__all__ = ["Bidirectional", "ConvolutionLayer", "Mode", "Recurrence", "longest", "scan"]
 
 Mode = Literal["auto", "conv", "scan"]
 """How a sequence is run: "auto" is the convolution."""
@@ -229,11 +229,32 @@ class ConvolutionLayer(nnx.Module):
             raise errors.bad_argument(self._name, "state", "a state to carry", "left out in both directions", remedy)
 
     def _taps(self, length: int, rate: float | Array) -> int:
-        return length if self.l_max is None else max(1, min(length, round(self.l_max / float(rate))))
+        return length if self.l_max is None else min(max(1, length), longest(self._name, self.l_max, rate))
 
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+
+def longest(where: str, l_max: int, rate: float | Array) -> int:
+    """How many samples a length of `l_max` is at a rate, at least one.
+
+    Args:
+        where: The public class, for messages.
+        l_max: The length at a rate of 1.
+        rate: See `ConvolutionLayer`.
+
+    Raises:
+        ValueError: The rate is not positive, or has no value, under a transform such as `jax.jit`.
+
+    >>> longest("S4D", 1024, 2.0)
+    512
+    """
+    check_rate(where, rate)
+    if isinstance(rate, jax.core.Tracer):
+        remedy = "A length depends on it: close over the number, or build the layer with l_max=None."
+        raise errors.bad_argument(where, "rate", rate, "a Python number with l_max", remedy)
+    return max(1, round(l_max / float(rate)))
 
 
 def scan(
@@ -258,6 +279,7 @@ def scan(
     """
     b, length, d = u.shape
     real = jnp.ones((b, length), bool) if real is None else real
+    recurrence, u, real, state = _compat.vary_alike((recurrence, u, real, state))
     size = min(CHUNK, length)
     chunks = -(-length // size)
     pads = ((0, 0), (0, chunks * size - length))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmjax import errors
+from ssmjax import _compat, errors
 from ssmjax.layers.diagonal_steps import DiagonalRecurrence
 from ssmjax.shapes import Array, Complex, Float, Mask
 
@@ -37,10 +37,10 @@ class DenseRecurrence(NamedTuple):
     ) -> tuple[Float[jax.Array, "b c l h"], Complex[jax.Array, "b h n"]]:
         """The outputs of some steps and the state after them; a token that is not `real` leaves the state as it is."""
 
-        def change(x, u):
-            return jnp.einsum("hij,bhj->bhi", self.E, x, precision="highest") + self.B_bar[None] * u[..., None]
+        def change(steps, x, u):
+            return jnp.einsum("hij,bhj->bhi", steps.E, x, precision="highest") + steps.B_bar[None] * u[..., None]
 
-        return _run(change, self.C, u, real, state)
+        return _run(change, self, u, real, state)
 
 
 class LinearRecurrence(NamedTuple):
@@ -67,18 +67,20 @@ class LinearRecurrence(NamedTuple):
     ) -> tuple[Float[jax.Array, "b c l h"], Complex[jax.Array, "b h n"]]:
         """As in `DenseRecurrence`."""
 
-        def low_rank(Q, s):
+        def low_rank(P, Q, s):
             inner = 2 * jnp.einsum("rhn,bhn->brh", Q, s, precision="highest").real
-            return jnp.einsum("rhn,brh->bhn", self.P, inner, precision="highest")
+            # of one dtype: jax 0.7 warns in the gradient of a product of complex and real numbers
+            return jnp.einsum("rhn,brh->bhn", P, inner.astype(P.dtype), precision="highest")
 
-        def change(x, u):
+        def change(steps, x, u):
+            A, P, B, D, R, _ = steps
             s = jax.lax.complex(*jnp.split(x, 2, axis=-1))
             # A_bar - 1 = 2 (2 / dt - A)^-1 A: the change of a state, which is small, and not the state after it
-            right = 2 * (self.A[None] * s - low_rank(self.P.conj(), s) + self.B[None] * u[..., None])
-            s = self.D[None] * (right - low_rank(self.R, right))
+            right = 2 * (A[None] * s - low_rank(P, P.conj(), s) + B[None] * u[..., None])
+            s = D[None] * (right - low_rank(P, R, right))
             return jnp.concatenate([s.real, s.imag], axis=-1)
 
-        return _run(change, self.C, u, real, state)
+        return _run(change, self, u, real, state)
 
 
 DPLRRecurrence = DenseRecurrence | LinearRecurrence | DiagonalRecurrence
@@ -116,13 +118,14 @@ def diagonal_form(steps: DenseRecurrence) -> DiagonalRecurrence:
     return DiagonalRecurrence(*(jnp.asarray(x, jnp.complex64) for x in (1 + values, B, C)))
 
 
-def _run(change, C, u, real, state):
-    """A scan of `x + change(x, u)`, from a complex state and to one."""
+def _run(change, recurrence, u, real, state):
+    """A scan of `x + change(recurrence, x, u)`, from a complex state and to one."""
+    recurrence, u, real, state = _compat.vary_alike((recurrence, u, real, state))
 
     def step(x, inputs):
         u, real = inputs
-        x = jnp.where(real[:, None, None], x + change(x, u), x)
-        return x, jnp.einsum("chm,bhm->bch", C, x, precision="highest")
+        x = jnp.where(real[:, None, None], x + change(recurrence, x, u), x)
+        return x, jnp.einsum("chm,bhm->bch", recurrence.C, x, precision="highest")
 
     x = jnp.concatenate([state.real, state.imag], axis=-1)
     x, y = jax.lax.scan(step, x, (jnp.swapaxes(u, 0, 1), jnp.swapaxes(real, 0, 1)))

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import DIAGONALS, diagonal_modes
-from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer
+from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer, longest
 from ssmjax.layers.diagonal_steps import (
     EPSILON,
     DiagonalRecurrence,
@@ -87,9 +87,10 @@ class DSSKernel(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        rules = [name for name in DIAGONAL_RULES if name != "dss"]  # S4D's name for what is "softmax" here
         inits = [name for name in DIAGONALS if name != "rand"]
         for kind, name, known in (
-            ("discretization", discretization, DIAGONAL_RULES),
+            ("discretization", discretization, rules),
             ("parametrization", parametrization, get_args(Parametrization)),
             ("initialization", init, inits),
         ):
@@ -206,11 +207,11 @@ class DSSKernel(nnx.Module):
     def _normalized_over(self, length: int, rate: float | Array) -> int:
         if self.l_max is None:
             return length
-        longest = max(1, round(self.l_max / float(rate)))
-        if length > longest:
-            wanted = f"at most {longest}, over which modes are normalized"
+        most = longest("DSS", self.l_max, rate)
+        if length > most:
+            wanted = f"at most {most}, over which modes are normalized"
             raise errors.bad_argument("DSS", "length", length, wanted, f"Build it with l_max={length} or None.")
-        return longest
+        return most
 
     def _check_recurrent(self) -> None:
         if self.l_max is None:

@@ -9,9 +9,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.convolution import Bidirectional
+from ssmjax.layers.convolution import Bidirectional, longest
 from ssmjax.layers.s4 import DPLRKernel
 from ssmjax.layers.s4d import DiagonalKernel
+from ssmjax.layers.state_space import check_rate
 from ssmjax.shapes import Array, Float
 
 __all__ = ["S4ND"]
@@ -81,10 +82,10 @@ class S4ND(nnx.Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        longest = tuple(l_max) if isinstance(l_max, Sequence) else (l_max,) * axes
-        _check_options(axes, kernel, longest, trank, channels, bidirectional)
+        lengths = tuple(l_max) if isinstance(l_max, Sequence) else (l_max,) * axes
+        _check_options(axes, kernel, lengths, trank, channels, bidirectional)
         self.axes = axes
-        self.l_max = longest
+        self.l_max = lengths
         self.trank = trank
         self.channels = channels
         self.bidirectional = bidirectional
@@ -93,9 +94,9 @@ class S4ND(nnx.Module):
         options |= dict(d_state=d_state, channels=rows, bandlimit=bandlimit, dt_min=dt_min, dt_max=dt_max)
         options |= dict(param_dtype=param_dtype, rngs=rngs)
         if kernel == "s4":
-            self.kernels = nnx.data([DPLRKernel(d_model, l_max=l, **options) for l in longest])
+            self.kernels = nnx.data([DPLRKernel(d_model, l_max=l, **options) for l in lengths])
         else:
-            self.kernels = nnx.data([DiagonalKernel(d_model, **options) for _ in longest])
+            self.kernels = nnx.data([DiagonalKernel(d_model, **options) for _ in lengths])
         self.D = nnx.Param(jax.random.normal(rngs.params(), (channels, d_model), param_dtype))
 
     def __call__(self, x: Float[Array, "b ..."], *, rate: float | Sequence[float] = 1.0) -> Float[jax.Array, "b ..."]:
@@ -139,9 +140,10 @@ class S4ND(nnx.Module):
         made = [self._axis_kernel(*each) for each in zip(self.kernels, self.l_max, lengths, rates, strict=True)]
         return [kernel for kernel, _ in made], [origin for _, origin in made]
 
-    def _axis_kernel(self, kernel: nnx.Module, longest: int | None, length: int, rate: float) -> tuple[jax.Array, int]:
-        if longest is not None and isinstance(kernel, DiagonalKernel):
-            length = min(length, round(longest / rate))
+    def _axis_kernel(self, kernel: nnx.Module, l_max: int | None, length: int, rate: float) -> tuple[jax.Array, int]:
+        check_rate("S4ND", rate)
+        if l_max is not None and isinstance(kernel, DiagonalKernel):
+            length = min(length, longest("S4ND", l_max, rate))
         taps = kernel(length, rate)
         taps = taps.reshape(-1, self.trank, self.channels, *taps.shape[1:])
         if self.bidirectional == "none":

@@ -14,12 +14,19 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from ssmjax import _compat
+
 __all__ = ["fast_size", "fft_conv_xla"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def fft_conv_xla(x: jax.Array, kernel: jax.Array, origin: tuple[int, ...]) -> jax.Array:
     """(b c *s d) from `x` (b *s d) and `kernel` (c *k d); as `reference.fft_conv_reference`."""
+    # A VJP of one's own gives back the types that it was given, so what is replicated is made varying outside of it.
+    return _convolve(*_compat.vary_alike((x, kernel)), origin)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x, kernel, origin):
     sides = _sides(x.shape[1:-1], kernel.shape[1:-1], origin)
     X, K = _transform(_features_first(x), sides), _transform(_circular(_features_first(kernel), origin, sides), sides)
     y = _inverse(X[:, None] * K[None], sides)
@@ -27,7 +34,7 @@ def fft_conv_xla(x: jax.Array, kernel: jax.Array, origin: tuple[int, ...]) -> ja
 
 
 def _fwd(x, kernel, origin):
-    return fft_conv_xla(x, kernel, origin), (x, kernel)
+    return _convolve(x, kernel, origin), (x, kernel)
 
 
 def _bwd(origin, saved, dy):
@@ -40,7 +47,7 @@ def _bwd(origin, saved, dy):
     return jnp.moveaxis(dx, 1, -1), jnp.moveaxis(dK, 1, -1)
 
 
-fft_conv_xla.defvjp(_fwd, _bwd)
+_convolve.defvjp(_fwd, _bwd)
 
 
 def fast_size(size: int) -> int:

@@ -9,6 +9,7 @@ and the difference, on which S4's `C~ = C (1 - A_bar^L)` rests, would keep few o
 import jax
 import jax.numpy as jnp
 
+from ssmjax import _compat
 from ssmjax.shapes import Array, Complex, Float
 
 __all__ = ["advance", "bilinear", "powers", "real_matrix", "real_vector", "state_after"]
@@ -84,11 +85,12 @@ def state_after(
     u = jnp.pad(u, ((0, 0), (chunks * q - length, 0), (0, 0))).reshape(b, chunks, q, h)
     driven = _einsum("hmq,bcqh->cbhm", vectors, u[:, :, ::-1])
     over = powers(squares[bits - 1], 2)[1]  # A_bar^q - 1
+    over, driven, start = _compat.vary_alike((over, driven, jnp.zeros(driven.shape[1:], driven.dtype)))
 
     def cross(state, more):
         return state + _einsum("hij,bhj->bhi", over, state) + more, None
 
-    return jax.lax.scan(cross, jnp.zeros(driven.shape[1:], driven.dtype), driven)[0]
+    return jax.lax.scan(cross, start, driven)[0]
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
