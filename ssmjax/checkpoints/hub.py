@@ -100,7 +100,8 @@ def load_pretrained(path_or_hub_id: str | Path, *, seed: int = 0, **overrides: A
         seed: Determines the new parameters of a re-initialized head.
         **overrides: Fields of the model's configuration to change. `num_classes`: another number than saved gives a new
             head. `img_size` (or the patches' stride): position embeddings are interpolated. Whatever else would change
-            the shape of a parameter is an error.
+            the shape of a parameter is an error, and so is a field that the parameters were made for, such as the
+            `l_max` of an S4 (see `SequenceConfig.parameters_depend_on`).
 
     Returns:
         The model; its parameters are bit for bit those saved, but for the two cases above.
@@ -127,8 +128,19 @@ def load_pretrained(path_or_hub_id: str | Path, *, seed: int = 0, **overrides: A
     model = _abstract(family, config)  # without values, which now come
     remedy = "Only num_classes and img_size may change a shape; train a fresh model with create_model for the others."
     check_arrays(f"load_pretrained with {overrides}", arrays, specs(model_arrays(model)), remedy)
+    _check_dependencies(f"load_pretrained({str(path_or_hub_id)!r})", saved, config)
     set_model_arrays(model, arrays)
     return model
+
+
+def _check_dependencies(where: str, saved: Any, config: Any) -> None:
+    """Raises if the parameters, whose names and shapes fit, were made for another value of a field."""
+    made_for, wanted = (getattr(each, "parameters_depend_on", {}) for each in (saved, config))
+    for name in made_for.keys() & wanted.keys():
+        if made_for[name] != wanted[name]:
+            made = f"{made_for[name]!r}, which the saved parameters are made for"
+            remedy = f"Load the model as it was saved, or train a fresh one with {name}={wanted[name]!r}."
+            raise errors.bad_argument(where, name, wanted[name], made, remedy)
 
 
 def _adapt(arrays: Mapping[str, Any], family: str, saved: Any, config: Any, seed: int) -> dict[str, Any]:

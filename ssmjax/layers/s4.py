@@ -1,5 +1,6 @@
 """S4: a diagonal plus low-rank state space for every feature, run as a long convolution."""
 
+import math
 from typing import NamedTuple, get_args
 
 import jax
@@ -15,6 +16,9 @@ from ssmjax.ops.kernels_s4 import dense
 from ssmjax.shapes import Array, Complex, Float, Int
 
 __all__ = ["S4", "DPLRKernel"]
+
+L_MAX = 1024
+"""The length that C~ is made for where no other is given."""
 
 
 class DPLR(NamedTuple):
@@ -45,7 +49,8 @@ class DPLRKernel(StateSpaceParameters):
         C~ = C (1 - A_bar^L)
 
     for one length L, `l_kernel`: with it a kernel of that length needs no power of `A_bar`. Shorter kernels are the
-    beginning of that one. A longer one needs another C~, which `extend` makes.
+    beginning of that one. A longer one needs another C~, which `extend` makes. The shape of C~ does not tell L: a saved
+    state is to be read back into a kernel that was built with the same `l_max`.
 
     Args:
         d_model: The number of features, `h`.
@@ -89,7 +94,7 @@ class DPLRKernel(StateSpaceParameters):
         d_model: int,
         *,
         d_state: int = 64,
-        l_max: int = 1024,
+        l_max: int = L_MAX,
         channels: int = 1,
         copies: int | None = None,
         init: str = "legs",
@@ -143,7 +148,8 @@ class DPLRKernel(StateSpaceParameters):
                 the transform depends on it.
 
         Raises:
-            ValueError: The length or the rate is not positive, or C~ is made for shorter kernels.
+            ValueError: The length or the rate is not positive, the rate has no value (under a transform such as
+                `jax.jit`), or C~ is made for shorter kernels.
         """
         system = self.system(rate)
         return ops.dplr_kernel(*system, self._length(length, rate))[:, :length]
@@ -185,7 +191,7 @@ class DPLRKernel(StateSpaceParameters):
         """What a state adds to the outputs of the steps after it, `2 Re C A_bar^(l+1) x`."""
         A, P, _, C, dt = self.system(rate)
         shared = 2 * jnp.einsum("rhn,bhn->brh", P.conj(), state, precision="highest").real
-        driven = A[None] * state - jnp.einsum("rhn,brh->bhn", P, shared, precision="highest")
+        driven = A[None] * state - jnp.einsum("rhn,brh->bhn", P, shared.astype(P.dtype), precision="highest")
         B = state / dt[None, :, None] + 0.5 * driven
         return ops.dplr_kernel(A, P, B, C, dt, self._length(length, rate))[:, :, :length]
 
@@ -205,28 +211,43 @@ class DPLRKernel(StateSpaceParameters):
             x = x + dense.advance(squares, steps, dense.real_vector(state))
         return jax.lax.complex(*jnp.split(x, 2, axis=-1))
 
-    def extend(self, length: int) -> None:
-        """Makes C~ for longer kernels, in place: doubles `l_kernel` until it is `length` at least.
+    def extend(self, length: int) -> "DPLRKernel":
+        """A kernel with the same values and a C~ for more of them; this one stays as it is.
 
-        `C (1 - A_bar^2L) = C~ (1 + A_bar^L)`: the kernel itself does not change.
+        `C (1 - A_bar^2L) = C~ (1 + A_bar^L)`: `l_kernel` is doubled until it is `length` at least. The new kernel is as
+        if built with that as its `l_max`, and so must be whatever its state is read back into.
+
+        Args:
+            length: How many taps it must be able to make.
+
+        Returns:
+            The new kernel, for `layer.kernel = layer.kernel.extend(length)`.
+
+        Raises:
+            ValueError: This is the kernel of a stack of layers, whose model is built for one `l_max`.
 
         >>> kernel = DPLRKernel(8, d_state=4, l_max=64, rngs=nnx.Rngs(0))
-        >>> kernel.extend(100)
-        >>> kernel.l_kernel
-        128
+        >>> kernel.extend(100).l_kernel, kernel.l_kernel
+        (128, 64)
         """
-        while self.l_kernel < length:
-            _, power = self._powers(1.0, self.l_kernel)
-            row = _output_row(as_complex(self.C[...].astype(jnp.float32)))
-            self._store(2 * row + _times(row, power))
-            self.l_kernel *= 2
+        if self.C.ndim != 4:
+            remedy = f"Build the model with l_max={length}; its configuration could not tell of another length."
+            raise errors.bad_shape("DPLRKernel.extend", "C", self.C[...], "(c h n 2), of one layer", remedy)
+        longer = nnx.clone(self)
+        while longer.l_kernel < length:
+            _, power = longer._powers(1.0, longer.l_kernel)
+            row = _output_row(as_complex(longer.C[...].astype(jnp.float32)))
+            longer._store(2 * row + _times(row, power))
+            longer.l_kernel *= 2
+        return longer
 
     def set_output(self, C: Complex[Array, "c h n"], length: int) -> None:
         """Stores the `C~` of an output vector C, in place.
 
         Args:
             C: (c h n), the C of `y = 2 Re C x`, or `Re C x` without `conj_sym`.
-            length: The `l_kernel` that it is for.
+            length: The `l_kernel` that it is for; a layer that the state is read back into must be built with this
+                `l_max`.
         """
         _, power = self._powers(1.0, length)
         self._store(-_times(_output_row(C), power))
@@ -251,10 +272,13 @@ class DPLRKernel(StateSpaceParameters):
         self.C[...] = as_real(jax.lax.complex(re, -im)).astype(self.C.dtype)
 
     def _length(self, length: int, rate: float) -> int:
+        if isinstance(rate, jax.core.Tracer):
+            remedy = "The length of the transform depends on it: close over the number, or make the argument static."
+            raise errors.bad_argument("S4", "rate", rate, "a Python number", remedy)
         longest = max(1, round(self.l_kernel / float(rate)))
         if length > longest:
             wanted = f"at most {longest}, for which C~ is made" + (f" (at rate {rate})" if rate != 1 else "")
-            remedy = f"Build it with l_max={round(length * rate)}, or call kernel.extend({round(length * rate)})."
+            remedy = f"Build it with l_max={math.ceil(length * float(rate))}."
             raise errors.bad_argument("S4", "length", length, wanted, remedy)
         return longest
 
@@ -302,7 +326,7 @@ class S4(ConvolutionLayer):
         d_model: int,
         *,
         d_state: int = 64,
-        l_max: int = 1024,
+        l_max: int = L_MAX,
         channels: int = 1,
         bidirectional: Bidirectional = "none",
         dtype: DTypeLike = jnp.float32,

@@ -12,6 +12,7 @@ from ssmjax import errors
 from ssmjax.layers.gates import GateKind, Gelu
 from ssmjax.layers.norms import BatchNorm, make_norm
 from ssmjax.layers.pooling import Pool, pool
+from ssmjax.layers.s4 import L_MAX
 from ssmjax.layers.sequence_block import SequenceBlock, check_layer_options
 from ssmjax.layers.stack import apply_stack, make_stack
 from ssmjax.layers.token_encoder import TokenEncoder
@@ -41,7 +42,12 @@ class SequenceConfig:
         d_state: The state size of the layer.
         bidirectional: "exclusive" (S4) or "inclusive" (S5), see the layers, or "none". True is the convention of the
             layer's own papers, False is "none".
-        l_max: The longest sequence, for "s4", whose parameters depend on it.
+        l_max: A length, which means something else for each layer. "s4": the longest sequence, for which its parameters
+            are made; None: 1024. "s4d": how many tokens back the convolution reaches; None: to the first. "dss": the
+            longest sequence, over whose length the modes are normalized; None: over the length of each input. "s4nd":
+            as "s4d" along each axis; with `layer_options={"kernel": "s4"}` as "s4", and needed. None for "s5" and
+            "lru", which have no such length. Where it is set, and for "s4" in any case, the `rate` of a call must be a
+            Python number.
         layer_options: Further arguments of the layer, a dictionary.
         gate: What follows the layer in a block, see `Gate`.
         gelu: "exact" or "tanh".
@@ -109,6 +115,9 @@ class SequenceConfig:
         require(self, "norm_eps", self.norm_eps > 0, "positive")
         require(self, "documents", self.documents in (1, 2), "1 or 2")
         require(self, "pool", self.documents == 1 or self.pool != "none", "'mean', 'max' or 'last' with documents=2")
+        timeless = self.layer in ("s5", "lru")
+        remedy = "Its sequences may be of any length, and none of its parameters depends on one."
+        require(self, "l_max", self.l_max is None or not timeless, f"None with layer={self.layer!r}", remedy)
         require(self, "vocab_size", self.layer != "s4nd" or self.vocab_size is None, "None with layer='s4nd'")
         require(self, "pool", self.layer != "s4nd" or self.pool in ("mean", "max"), "'mean' or 'max' with layer='s4nd'")
         check_layer_options(type(self).__name__, self.layer, self.layer_arguments)
@@ -120,6 +129,21 @@ class SequenceConfig:
         direction = {True: school, False: "none"}.get(self.bidirectional, self.bidirectional)
         arguments = {"d_state": self.d_state, "bidirectional": direction, **dict(self.layer_options)}
         return arguments if self.l_max is None else {"l_max": self.l_max, **arguments}
+
+    @property
+    def parameters_depend_on(self) -> dict[str, Any]:
+        """What the parameters are made for though their shapes do not tell: the length of S4's C~, by argument name.
+
+        >>> SequenceConfig("s4", l_max=64).parameters_depend_on, SequenceConfig("s4d", l_max=64).parameters_depend_on
+        ({'l_max': 64}, {})
+        """
+        arguments = self.layer_arguments
+        l_max = arguments.get("l_max", L_MAX)
+        if self.layer == "s4":
+            return {"l_max": l_max}
+        if self.layer == "s4nd" and arguments.get("kernel") == "s4":
+            return {"l_max": l_max if isinstance(l_max, tuple) else (l_max,) * self.axes}
+        return {}
 
     @property
     def outputs(self) -> int:
@@ -223,7 +247,8 @@ class SequenceClassifier(nnx.Module):
             lengths: (b), the number of real tokens of each row, of which padding follows; in place of `mask`.
             train: Whether dropout acts, and whether a batch norm uses and records the statistics of the batch.
             key: The random key; needed with `train=True` and a dropout above 0.
-            rate: A factor on the step sizes: 2 for an input sampled at half the rate.
+            rate: A factor on the step sizes: 2 for an input sampled at half the rate. A Python number, not a traced
+                array, for "s4" and wherever `l_max` is set.
 
         Returns:
             (b v) float32; with `pool="none"` (b l v).

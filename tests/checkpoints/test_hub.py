@@ -18,7 +18,9 @@ from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
 from ssmjax.checkpoints.hub import CONFIG, MANIFEST, WEIGHTS, load_pretrained, save_pretrained
 from ssmjax.checkpoints.resize import resize_pos_embed
 from ssmjax.models import registry
+from ssmjax.models.sequence_classifier import SequenceConfig
 from ssmjax.models.vim import VimConfig
+from tests.layers import quick
 
 SMALL = VimConfig(img_size=16, patch_size=4, d_model=8, depth=2, d_state=2, num_classes=3)
 
@@ -274,6 +276,41 @@ def test_overrides_that_do_not_fit_are_one_clear_error(saved):
         load_pretrained(saved, class_token="double")
     with pytest.raises(ValueError, match="Unknown option 'img_sise'. Did you mean 'img_size'?"):
         load_pretrained(saved, img_sise=24)
+
+
+@pytest.mark.parametrize(
+    ("fields", "same", "other", "got"),
+    [
+        ({"l_max": 16}, {"layer_options": {"l_max": 16}}, {"l_max": 32}, "16, .* got 32"),
+        ({"l_max": 16}, {}, {"layer_options": {"l_max": 32}}, "16, .* got 32"),
+        ({"l_max": 16}, {}, {"l_max": None}, "16, .* got 1024"),
+        ({}, {"l_max": 1024}, {"l_max": 512}, "1024, .* got 512"),
+        (
+            {"layer": "s4nd", "l_max": 6, "layer_options": {"kernel": "s4"}},
+            {"layer_options": {"kernel": "s4", "l_max": [6, 6]}},
+            {"layer_options": {"kernel": "s4", "l_max": (6, 7)}},
+            r"\(6, 6\), .* got \(6, 7\)",
+        ),
+    ],
+    ids=str,
+)
+def test_a_length_that_parameters_are_made_for_stays(tmp_path, fields, same, other, got):
+    """S4's C~ belongs to one kernel length, and its shape does not tell which."""
+    config = SequenceConfig(**({"layer": "s4", "d_model": 4, "d_state": 4, "depth": 1} | fields))
+    model = quick.lively(lambda: registry.build("sequence_classifier", config))
+    save_pretrained(model, tmp_path / "s4")
+    assert_same(model, load_pretrained(tmp_path / "s4", **same))
+    with pytest.raises(ValueError, match=f"l_max must be {got}. Load the model as it was saved"):
+        load_pretrained(tmp_path / "s4", **other)
+
+
+def test_a_length_that_parameters_are_not_made_for_may_change(tmp_path):
+    config = SequenceConfig("s4d", d_model=4, d_state=4, depth=1, l_max=16)
+    model = quick.lively(lambda: registry.build("sequence_classifier", config))
+    save_pretrained(model, tmp_path / "s4d")
+    loaded = load_pretrained(tmp_path / "s4d", l_max=None)
+    assert loaded.config.l_max is None
+    assert_same(model, loaded)
 
 
 def test_create_model_loads_by_path(model, saved):

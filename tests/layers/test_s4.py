@@ -1,5 +1,7 @@
 """S4: against a loop in numpy; the C~ that it stores, and the forms of its steps."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -100,11 +102,28 @@ def _kernel(system, length):
 def test_extending_keeps_the_kernel(conj_sym):
     kernel = make(l_max=5, conj_sym=conj_sym).kernel
     before = oracle.taps(kernel, 5)
-    kernel.extend(11)
-    assert kernel.l_kernel == 20
-    oracle.close(oracle.taps(kernel, 20)[:, :5], before)
-    kernel.extend(11)
-    assert kernel.l_kernel == 20
+    longer = kernel.extend(11)
+    assert longer.l_kernel == longer.extend(11).l_kernel == 20
+    oracle.close(oracle.taps(longer, 20)[:, :5], before)
+    assert kernel.l_kernel == 5, "the kernel itself stays as it is"
+    chex.assert_trees_all_equal(oracle.taps(kernel, 5), before)
+
+
+def test_the_state_of_an_extended_layer_fits_one_built_for_its_length():
+    layer, u = make(l_max=5), sequence(20)
+    layer.kernel = layer.kernel.extend(11)
+    fresh = S4(D, d_state=4, l_max=layer.kernel.l_kernel, rngs=nnx.Rngs(3))
+    nnx.update(fresh, nnx.state(layer))
+    chex.assert_trees_all_equal(oracle.call(fresh, u), oracle.call(layer, u))
+    oracle.close(oracle.call(fresh, u)[:, :5], oracle.call(make(l_max=5), u[:, :5]))
+
+
+@pytest.mark.parametrize(("rate", "length"), [(0.3, 34), (0.7, 14), (1.0, 10), (2.0, 9), (3.0, 4)])
+def test_the_recommended_length_is_enough(rate, length):
+    with pytest.raises(ValueError, match="Build it with l_max=") as error:
+        jax.eval_shape(lambda: make()(sequence(length), rate=rate))
+    l_max = int(re.search(r"l_max=(\d+)\.", str(error.value))[1])
+    jax.eval_shape(lambda: make(l_max=l_max)(sequence(length), rate=rate))
 
 
 @pytest.mark.parametrize("form", ["dense", "linear"])
@@ -174,8 +193,12 @@ def test_gradients_agree_between_the_modes():
 def test_messages():
     layer = make()
     for call, message in (
-        (lambda: layer(sequence(10)), r"length must be at most 9, for which C~ is made, got 10.*kernel.extend\(10\)"),
+        (
+            lambda: layer(sequence(10)),
+            r"length must be at most 9, for which C~ is made, got 10\. Build it with l_max=10\.\s",
+        ),
         (lambda: layer(sequence(9), rate=2.0), r"at most 4, for which C~ is made \(at rate 2.0\).*l_max=18"),
+        (lambda: S4(D, l_max=10, rngs=nnx.Rngs(0))(sequence(34), rate=0.3), "at most 33, .*l_max=11"),
         (lambda: S4(D, d_state=3, rngs=nnx.Rngs(0)), "S4: d_state must be even, got 3"),
         (lambda: S4(D, l_max=0, rngs=nnx.Rngs(0)), "S4: l_max must be a positive int, got 0"),
         (lambda: S4(D, init="legt", rngs=nnx.Rngs(0)), "rank must be at least 2 for 'legt', got 1"),
@@ -184,3 +207,6 @@ def test_messages():
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(call)  # traced only
+    for mode in ("conv", "scan"):
+        with pytest.raises(ValueError, match="S4: rate must be a Python number, got .*close over the number"):
+            jax.eval_shape(lambda rate, mode=mode: layer(sequence(9), rate=rate, mode=mode), 1.0)

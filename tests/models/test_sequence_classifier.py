@@ -262,6 +262,8 @@ def test_layer_options_are_overridden_as_a_dictionary():
         ({"layer": "s4nd", "pool": "last"}, "pool must be 'mean' or 'max' with layer='s4nd'"),
         ({"gate": "gluu"}, "gate must be"),
         ({"depth": 0}, "depth must be at least 1"),
+        ({"layer": "s5", "l_max": 9}, "SequenceConfig: l_max must be None with layer='s5', got 9. Its sequences"),
+        ({"layer": "lru", "l_max": 9}, "SequenceConfig: l_max must be None with layer='lru', got 9. Its sequences"),
     ],
 )
 def test_messages_of_the_configuration(fields, message):
@@ -289,6 +291,20 @@ def test_messages_of_a_call(fields, inputs, options, message):
     model = SequenceClassifier(SequenceConfig("lru", d_model=4, depth=1, d_state=2, **fields), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=message):
         model(inputs, **options)
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_a_length_is_a_matter_of_the_configuration():
+    """What the errors of a stack recommend works, and what its configuration does not know of is refused."""
+    model, x = nano("s4"), jnp.ones((2, 17, 1))
+    with pytest.raises(ValueError, match=r"at most 16, .*got 17\. Build it with l_max=17\.\s"):
+        jax.eval_shape(model, x)
+    assert jax.eval_shape(nano("s4", l_max=17), x).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"C must be \(c h n 2\), of one layer.*Build the model with l_max=17"):
+        model.layers.layer.kernel.extend(17)
+    for layer in ("s4", "s4d", "dss"):
+        with pytest.raises(ValueError, match="rate must be a Python number"):
+            jax.eval_shape(lambda rate, layer=layer: nano(layer, l_max=17)(x, rate=rate), 1.0)
 
 
 def test_images_have_no_mask():
