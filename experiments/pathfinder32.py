@@ -4,13 +4,13 @@ The images are drawn by the rules of Long Range Arena's at the first call and ke
 cannot be drawn again, for their seed is lost. Published: 95.33 % (S5, arXiv 2208.04933, 160,000 images, 200 epochs).
 
 Recipe (device, minutes a seed, what is expected):
-    python -m experiments.pathfinder32                          one H100, under 10; contours of 6 paddles, 75 % or more
-    python -m experiments.pathfinder32 --contour-length 14      one H100, under 10; the published length, above 50 %
+    python -m experiments.pathfinder32                          one H100, 4; contours of 6 paddles, 85 % or more
+    python -m experiments.pathfinder32 --contour-length 14      one H100, 4; the published length: still at chance
     python -m experiments.pathfinder32 --data few               two CPU cores, under 30, no claim
 
-Half of the answers are right by chance, and models stay there for long before they learn: at a budget of minutes the
-default is the easiest of the three published lengths, 6; the figure names the length. What is reported is the last
-epoch. `--smoke` is a check of the plumbing, not a result.
+Half of the answers are right by chance, and models stay there for long before they learn: with 6 paddles, the easiest
+of the three published lengths and the default, for the first ten of 20 epochs; with 14 for all of them. The figure
+names the length. What is reported is the last epoch. `--smoke` is a check of the plumbing, not a result.
 """
 
 import dataclasses

@@ -62,10 +62,11 @@ def _accuracies(ax: Any, record: dict[str, Any], rules: list[str], color: dict[s
         for place, name in zip(places, names, strict=True):
             if any(name in diverged for diverged in record["diverged"]):
                 ax.text(place, 14, "diverged", rotation=90, ha="center", fontsize=8)
-    ax.set_ylim(0, 105)
+    ax.set_ylim(0, 112)
     ax.set_xticks(range(len(largest)), [f"dt up to {v:g}" for v in largest])
     what = f"S4D on {record['data']['name']}, {len(record['seeds'])} seed(s)"
     _label(ax, f"the same classifier under each rule: {what}", "", "test accuracy, %")
+    ax.legend(frameon=False, fontsize=8, ncols=len(rules), loc="upper center")
 
 
 def draw_shootout(results: Path, figure: Path) -> None:
