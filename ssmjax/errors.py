@@ -1,9 +1,11 @@
 """One voice for messages: every error names the argument, what came, what was wanted, and the remedy."""
 
 import difflib
+import math
+import operator
 from collections.abc import Iterable, Sequence
 
-__all__ = ["bad_argument", "bad_shape", "did_you_mean", "shape_of", "unknown_name"]
+__all__ = ["as_float", "as_int", "bad_argument", "bad_shape", "did_you_mean", "shape_of", "unknown_name"]
 
 
 def shape_of(x: object) -> str:
@@ -52,3 +54,71 @@ def bad_argument(where: str, argument: str, got: object, wanted: str, remedy: st
 def bad_shape(where: str, argument: str, got: object, wanted: str, remedy: str = "") -> ValueError:
     """The error for an array of the wrong shape or dtype; `got` is the array itself."""
     return ValueError(f"{where}: {argument} must be {wanted}, got {shape_of(got)}.{' ' + remedy if remedy else ''}")
+
+
+def as_int(
+    where: str,
+    argument: str,
+    got: object,
+    wanted: str = "",
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    remedy: str = "",
+) -> int:
+    """A whole number as a Python int. Those of numpy count; floats, bools and values that are traced do not.
+
+    Args:
+        where: As in `bad_argument`, like the others.
+        argument: The argument's name.
+        got: What came.
+        wanted: What would have been right; by default an int in the bounds.
+        least: The least number that is allowed.
+        most: The largest.
+        remedy: What to do; a full sentence.
+
+    Raises:
+        ValueError: It is not a whole number, or it is out of the bounds.
+
+    >>> as_int("copying_batch", "gap", 2.5, least=0)
+    Traceback (most recent call last):
+    ValueError: copying_batch: gap must be an int, at least 0, got 2.5.
+    """
+    try:
+        number = None if isinstance(got, bool) else operator.index(got)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least) or (most is not None and number > most):
+        bounds = "" if least is None else f", at least {least}"
+        raise bad_argument(
+            where, argument, got, wanted or ("a positive int" if least == 1 else f"an int{bounds}"), remedy
+        )
+    return number
+
+
+def as_float(where: str, argument: str, got: object, *, positive: bool = False, remedy: str = "") -> float:
+    """A finite number that is not negative, as a Python float. Strings and bools are no numbers.
+
+    Args:
+        where: As in `bad_argument`, like the others.
+        argument: The argument's name.
+        got: What came.
+        positive: Whether zero is refused, too.
+        remedy: What to do; a full sentence.
+
+    Raises:
+        ValueError: It is no such number.
+
+    >>> as_float("touch_tones", "noise", -1)
+    Traceback (most recent call last):
+    ValueError: touch_tones: noise must be a finite number, at least 0, got -1.
+    """
+    try:
+        # A one-element array would pass as a number, with a warning.
+        number = math.nan if isinstance(got, str | bytes | bool) or getattr(got, "shape", ()) else float(got)
+    except (TypeError, OverflowError):
+        number = math.nan
+    if not 0 <= number < math.inf or (positive and number == 0):
+        wanted = "a positive, finite number" if positive else "a finite number, at least 0"
+        raise bad_argument(where, argument, got, wanted, remedy)
+    return number

@@ -7,7 +7,60 @@ import jax.numpy as jnp
 
 from ssmjax import errors
 
-__all__ = ["require_arrays", "require_dtype", "require_flags", "require_shape"]
+__all__ = [
+    "STATIC",
+    "as_length",
+    "as_origin",
+    "as_tap",
+    "as_tuple",
+    "require_arrays",
+    "require_dtype",
+    "require_flags",
+    "require_shape",
+]
+
+STATIC = "It decides what is compiled: a Python int, static under jax.jit."
+"""The remedy for a length or an index that is none."""
+
+
+def as_length(where: str, length: Any) -> int:
+    """A length, at least 1, as a Python int."""
+    return errors.as_int(where, "length", length, least=1, remedy=STATIC)
+
+
+def as_origin(where: str, origin: Any, taps: Sequence[int]) -> tuple[int, ...]:
+    """The index of the tap at offset zero along each axis, as Python ints; None is zeros.
+
+    Args:
+        where: The public function.
+        origin: What came: one index for each axis.
+        taps: How many taps there are along each axis.
+    """
+    origin = (0,) * len(taps) if origin is None else origin
+    entries = origin if isinstance(origin, tuple | list) or getattr(origin, "ndim", 0) == 1 else ()
+    if len(entries) != len(taps):
+        wanted = f"a tuple of one index for each axis, into the taps {tuple(taps)}"
+        raise errors.bad_argument(where, "origin", origin, wanted)
+    pairs = zip(entries, taps, strict=True)
+    return tuple(as_tap(where, f"origin[{i}]", o, k) for i, (o, k) in enumerate(pairs))
+
+
+def as_tap(where: str, name: str, origin: Any, taps: int) -> int:
+    """An index into so many taps as a Python int."""
+    return errors.as_int(where, name, origin, f"an index into the {taps} taps", least=0, most=taps - 1, remedy=STATIC)
+
+
+def as_tuple(where: str, name: str, arrays: Any) -> tuple[Any, ...]:
+    """A sequence of floating arrays, one or more, as a tuple."""
+    try:
+        entries = tuple(arrays)
+    except TypeError:
+        entries = ()
+    if not entries:
+        raise errors.bad_argument(where, name, arrays, "one array or more in a list", "Each axis has one of its own.")
+    named = {f"{name}[{i}]": v for i, v in enumerate(entries)}
+    require_dtype(where, named, jnp.floating, "a real floating")
+    return entries
 
 
 def require_arrays(where: str, **arrays: Any) -> None:

@@ -3,7 +3,9 @@
 Both give the state space's own parameters a small learning rate and no weight decay; they differ in which these are.
 """
 
-from ssmjax.errors import bad_argument, unknown_name
+from collections.abc import Mapping
+
+from ssmjax.errors import as_float, bad_argument, unknown_name
 from ssmjax.training.optim import ParameterGroup
 
 __all__ = ["S5_MODES", "s4_groups", "s5_groups"]
@@ -44,13 +46,13 @@ def s4_groups(
         The groups, for `adamw(groups=...)`.
 
     Raises:
-        ValueError: A rate is negative.
+        ValueError: A rate is not a finite number, or it is negative.
 
     >>> [group.peak for group in s4_groups(1e-3, step_rate=1e-2)]
     [0.01, 0.001]
     """
-    rates = {"state_rate": state_rate, "step_rate": step_rate, "output_rate": output_rate, "global_rate": global_rate}
-    _check("s4_groups", **rates, weight_decay=weight_decay)
+    given = {"step_rate": step_rate, "output_rate": output_rate, "global_rate": global_rate}
+    _check("s4_groups", given, state_rate=state_rate, weight_decay=weight_decay)
     groups = (
         ParameterGroup(_S4_STEP, state_rate if step_rate is None else step_rate),
         ParameterGroup(_S4_STATE, state_rate),
@@ -86,14 +88,19 @@ def s5_groups(
         The groups, for `adamw(groups=...)`.
 
     Raises:
-        ValueError: The mode is unknown, or a rate is negative.
+        ValueError: The mode is unknown, a rate is not a finite number or is negative, or `dt_global` is no bool.
 
     >>> [group.weight_decay for group in s5_groups("BandCdecay", 1e-3, weight_decay=0.04)]
     [0.04, 0.0]
     """
     if mode not in S5_MODES:
-        raise unknown_name("mode of s5_groups", mode, S5_MODES)
-    _check("s5_groups", state_rate=state_rate, weight_decay=weight_decay, global_rate=global_rate)
+        remedy = " The rate is the second argument." if isinstance(mode, int | float) else ""
+        raise ValueError(f"{unknown_name('mode of s5_groups', mode, S5_MODES)}{remedy}")
+    if not isinstance(dt_global, bool):
+        raise bad_argument(
+            "s5_groups", "dt_global", dt_global, "True or False", "The rate of all others is global_rate."
+        )
+    _check("s5_groups", {"global_rate": global_rate}, state_rate=state_rate, weight_decay=weight_decay)
     small = [_S5_SPECTRUM]
     small += [] if dt_global else [_S5_STEP]
     small += [_S5_INPUT] if mode in ("standard", "noBCdecay") else []
@@ -103,7 +110,6 @@ def s5_groups(
     return (*groups, *([] if global_rate is None else [ParameterGroup(".*", global_rate, weight_decay)]))
 
 
-def _check(where: str, **rates: float | None) -> None:
-    for name, rate in rates.items():
-        if rate is not None and rate < 0:
-            raise bad_argument(where, name, rate, "at least 0")
+def _check(where: str, optional: Mapping[str, float | None], **rates: float) -> None:
+    for name, rate in {**rates, **{name: rate for name, rate in optional.items() if rate is not None}}.items():
+        as_float(where, name, rate, remedy="It is a peak learning rate or a weight decay.")

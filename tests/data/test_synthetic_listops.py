@@ -127,8 +127,38 @@ def test_rules_on_a_set_worked_by_hand():
         ({"min_length": 39}, "min_length"),
         ({"min_length": -1}, "min_length"),
         ({"pad_to": 39}, "pad_to"),
+        ({"count": 2.0}, "count"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": None}, "seed"),
+        ({"min_length": 4.0}, "min_length"),
+        ({"max_length": "40"}, "max_length"),
+        ({"max_length": 1}, "max_length"),
+        ({"max_depth": True}, "max_depth"),
+        ({"max_args": float("nan")}, "max_args"),
     ],
 )
-def test_bad_arguments(arguments: dict, named: str):
-    with pytest.raises(ValueError, match=f"draw_listops: {named} must be"):
+def test_bad_arguments(as_a_user, arguments: dict, named: str):
+    wanted = f"draw_listops: {named} must be an? (positive )?int.* got {arguments[named]!r}"
+    with pytest.raises(ValueError, match=wanted):
         draw_listops(**{"count": 1, "seed": 0, **SMALL, **arguments})
+
+
+def test_numbers_of_numpy_are_sizes(as_a_user):
+    limits = {name: np.uint8(limit) for name, limit in SMALL.items()}
+    drawn, wanted = draw_listops(np.int64(3), seed=np.int32(0), **limits), draw_listops(3, seed=0, **SMALL)
+    np.testing.assert_array_equal(drawn.tokens, wanted.tokens)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: tokenize_listops(b"1"), "tokenize_listops: text must be a string, got a bytes.*decode"),
+        (lambda: evaluate_listops("[MIN 1 ]"), r"tokens must be \(l\) of integers, ids, got a str.*tokenize_listops"),
+        (lambda: evaluate_listops(None), "tokens must be .*got a NoneType"),
+        (lambda: evaluate_listops([1.5]), "tokens must be .*got a list"),
+        (lambda: evaluate_listops(np.ones((2, 2), np.uint8)), r"tokens must be .*got \(2, 2\) uint8.*a row of"),
+    ],
+)
+def test_what_are_no_tokens(as_a_user, call, message: str):
+    with pytest.raises(ValueError, match=message):
+        call()

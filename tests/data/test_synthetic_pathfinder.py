@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssmjax.data.synthetic import PATHFINDER, Pathfinder, PathfinderConfig, draw_pathfinder
-from ssmjax.data.synthetic.pathfinder import raster
+from ssmjax.data.synthetic.pathfinder import generator, raster
 from ssmjax.data.synthetic.pathfinder.contours import Contours, Field, first_places
 from ssmjax.data.synthetic.pathfinder.paddles import DEGREES, PaddleTables, paddle_tables, translate
 
@@ -119,6 +119,28 @@ def test_longer_distractors_and_shorter_contours():
     assert draw_pathfinder(config, 3, seed=0).targets.shape == (3, 2, 6, 2)
 
 
+@pytest.mark.parametrize("length", [3, 5, 16])
+def test_lengths_other_than_the_published_ones_follow_the_same_rules(length: int):
+    data = draw_pathfinder(dataclasses.replace(SMALL, contour_length=length), 64, seed=0)
+    test_the_paddles_of_a_contour_follow_each_other_at_the_gap(data)
+    ended = (data.targets[:, :, -1] == data.markers[:, None, 1]).all(-1)
+    assert ended.any(1).all()
+
+
+def test_contours_too_long_for_the_image_are_refused(monkeypatch):
+    monkeypatch.setattr(generator, "_BARREN", 2)
+    message = "contour_length must be so small that two targets find room in 32 pixels, got 60.* a larger size"
+    with pytest.raises(ValueError, match=f"draw_pathfinder: {message}"):
+        draw_pathfinder(dataclasses.replace(SMALL, contour_length=60), 1, seed=0)
+
+
+def test_numbers_of_numpy_are_parameters(as_a_user, data: Pathfinder):
+    config = dataclasses.replace(SMALL, size=np.int16(32), margins=[np.int64(1)], contour_length=np.uint8(14))
+    assert config == SMALL
+    drawn = draw_pathfinder(config, np.int64(2), seed=np.int64(0), start=np.uint8(1))
+    np.testing.assert_array_equal(drawn.images, data.images[1:3])
+
+
 def test_without_distractors_only_targets_and_markers_are_drawn():
     bare = draw_pathfinder(dataclasses.replace(SMALL, distractor_paddles=0), 64, seed=0)
     tips = bare.targets.reshape(64, -1, 2)
@@ -213,10 +235,19 @@ def test_a_contour_starts_behind_its_tail(tables: PaddleTables):
     ("changes", "named"),
     [
         ({"margins": ()}, "margins"),
-        ({"margins": (0,)}, "margins"),
+        ({"margins": (0,)}, r"margins\[0\]"),
+        ({"margins": (1, 1.5)}, r"margins\[1\]"),
+        ({"margins": 1}, "margins"),
         ({"paddle_thickness": 0.7}, "paddle_thickness"),
         ({"paddle_thickness": 0.0}, "paddle_thickness"),
+        ({"paddle_thickness": "1"}, "paddle_thickness"),
+        ({"marker_radius": float("inf")}, "marker_radius"),
+        ({"target_contrast": float("nan")}, "target_contrast"),
         ({"contour_length": 2}, "contour_length"),
+        ({"contour_length": 14.0}, "contour_length"),
+        ({"size": 32.0}, "size"),
+        ({"antialias": None}, "antialias"),
+        ({"distractor_tries": True}, "distractor_tries"),
         ({"seed_distance": 4}, "seed_distance"),
         ({"size": 28}, "size"),
         ({"padding": 0}, "padding"),
@@ -224,15 +255,18 @@ def test_a_contour_starts_behind_its_tail(tables: PaddleTables):
         ({"distractor_paddles": -1}, "distractor_paddles"),
     ],
 )
-def test_bad_parameters(changes: dict, named: str):
+def test_bad_parameters(as_a_user, changes: dict, named: str):
     with pytest.raises(ValueError, match=f"PathfinderConfig: {named} must be"):
         dataclasses.replace(SMALL, **changes)
 
 
-def test_bad_arguments():
+def test_bad_arguments(as_a_user):
     with pytest.raises(ValueError, match="Did you mean 'pathfinder32'"):
         draw_pathfinder("pathfinder23", 1, seed=0)
-    for arguments in ({"count": 0}, {"start": -1}, {"workers": 0}, {"seed": -1}):
+    with pytest.raises(ValueError, match="config must be a PathfinderConfig or a name in PATHFINDER, got a int"):
+        draw_pathfinder(32, 1, seed=0)
+    bad = ({"count": 0}, {"start": -1}, {"workers": 0}, {"seed": -1})
+    for arguments in (*bad, {"count": 2.0}, {"start": 0.5}, {"workers": None}, {"seed": "0"}):
         with pytest.raises(ValueError, match=f"draw_pathfinder: {next(iter(arguments))} must be"):
             draw_pathfinder(**{"config": SMALL, "count": 1, "seed": 0, **arguments})
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from ssmjax.data.synthetic import adding_batch, copying_batch, delay_batch, white_noise
+from ssmjax.data.synthetic import adding_batch, copying_batch, delay_batch, touch_tones, white_noise
+
+RNG = np.random.default_rng(0)
 
 
 def test_copying_has_tokens_blanks_and_markers():
@@ -88,14 +90,16 @@ def test_white_noise_of_an_odd_length():
     ],
     ids=["copying", "adding", "delay"],
 )
-def test_a_batch_is_a_function_of_seed_and_step(task):
+def test_a_batch_is_a_function_of_seed_and_step(as_a_user, task):
     first, again, next_step, next_seed = task(3, 7), task(3, 7), task(3, 8), task(4, 7)
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
         assert (first[name] != next_step[name]).any()
         assert (first[name] != next_seed[name]).any()
-    for seed, step in ((-1, 0), (0, -1), (2**64, 0)):
-        with pytest.raises(ValueError, match=r"in 0 .. 2 \*\* 64 - 1"):
+    for name, values in task(np.int64(3), np.uint8(7)).items():
+        np.testing.assert_array_equal(first[name], values)
+    for seed, step in ((-1, 0), (0, -1), (2**64, 0), (1.0, 0), (0, 0.5), (None, 0), ("0", 0), (True, 0), (0, [1])):
+        with pytest.raises(ValueError, match=r"(seed|step) must be an int in 0 .. 2 \*\* 64 - 1, got"):
             task(seed, step)
 
 
@@ -106,15 +110,40 @@ def test_a_batch_is_a_function_of_seed_and_step(task):
         (lambda: copying_batch(0, 0, batch_size=1, gap=-1), "copying_batch: gap"),
         (lambda: copying_batch(0, 0, batch_size=1, memorized=0), "copying_batch: memorized"),
         (lambda: copying_batch(0, 0, batch_size=1, vocabulary=2), "copying_batch: vocabulary"),
+        (lambda: copying_batch(0, 0, batch_size=2.0), "copying_batch: batch_size"),
+        (lambda: copying_batch(0, 0, batch_size=1, gap=1.5), "copying_batch: gap"),
+        (lambda: copying_batch(0, 0, batch_size=1, memorized=None), "copying_batch: memorized"),
+        (lambda: copying_batch(0, 0, batch_size=1, vocabulary=8.0), "copying_batch: vocabulary"),
         (lambda: adding_batch(0, 0, batch_size=1, length=1), "adding_batch: length"),
+        (lambda: adding_batch(0, 0, batch_size=1, length=8.0), "adding_batch: length"),
+        (lambda: adding_batch(0, 0, batch_size=0, length=8), "adding_batch: batch_size"),
+        (lambda: adding_batch(0, 0, batch_size="1", length=8), "adding_batch: batch_size"),
         (lambda: delay_batch(0, 0, batch_size=1, lag=0), "delay_batch: lag"),
         (lambda: delay_batch(0, 0, batch_size=1, length=100, lag=100), "delay_batch: lag"),
+        (lambda: delay_batch(0, 0, batch_size=1, lag=2.0), "delay_batch: lag"),
+        (lambda: delay_batch(0, 0, batch_size=True), "delay_batch: batch_size"),
+        (lambda: delay_batch(0, 0, batch_size=1, length=1), "delay_batch: length"),
         (lambda: delay_batch(0, 0, batch_size=1, dt=0.0), "white_noise: dt"),
+        (lambda: delay_batch(0, 0, batch_size=1, dt="1"), "white_noise: dt"),
+        (lambda: delay_batch(0, 0, batch_size=1, rms=float("nan")), "white_noise: rms"),
+        (lambda: delay_batch(0, 0, batch_size=1, cutoff=float("inf")), "white_noise: cutoff"),
+        (lambda: delay_batch(0, 0, batch_size=1, cutoff=[1.0]), "white_noise: cutoff"),
         (lambda: delay_batch(0, 0, batch_size=1, rms=-1.0), "white_noise: rms"),
         (lambda: delay_batch(0, 0, batch_size=1, cutoff=0.5), "white_noise: cutoff"),
         (lambda: delay_batch(0, 0, batch_size=1, cutoff=2001.0), "white_noise: cutoff"),
+        (lambda: white_noise(0, batch_size=1, length=8, dt=0.1, cutoff=2.0, rms=1.0), "white_noise: rng"),
+        (lambda: white_noise(RNG, batch_size=0, length=8, dt=0.1, cutoff=2.0, rms=1.0), "white_noise: batch_size"),
+        (lambda: white_noise(RNG, batch_size=1, length=0, dt=0.1, cutoff=2.0, rms=1.0), "white_noise: length"),
+        (lambda: touch_tones(0, seed=0), "touch_tones: count"),
+        (lambda: touch_tones(2.0, seed=0), "touch_tones: count"),
+        (lambda: touch_tones(1, seed=-1), "touch_tones: seed"),
+        (lambda: touch_tones(1, seed=0.5), "touch_tones: seed"),
+        (lambda: touch_tones(1, seed=0, length=1), "touch_tones: length"),
+        (lambda: touch_tones(1, seed=0, noise=-1), "touch_tones: noise"),
+        (lambda: touch_tones(1, seed=0, noise=float("nan")), "touch_tones: noise"),
+        (lambda: touch_tones(1, seed=0, noise=None), "touch_tones: noise"),
     ],
 )
-def test_bad_arguments(call, message: str):
+def test_bad_arguments(as_a_user, call, message: str):
     with pytest.raises(ValueError, match=f"{message} must be"):
         call()

@@ -152,9 +152,11 @@ def test_errors():
         ops.fft_conv(x, np.swapaxes(kernel, 1, 2))
     with pytest.raises(ValueError, match=r"D must be \(d\) or \(c d\) = \(2, 3\), got \(3,\)"):
         ops.fft_conv(x, kernel, D[0])
-    with pytest.raises(ValueError, match=r"origin must be an index into the taps \(9,\).*got \(9,\)"):
+    with pytest.raises(ValueError, match="origin must be an index into the 9 taps, got 9"):
         ops.fft_conv(x, kernel, origin=9)
-    with pytest.raises(ValueError, match="origin must be"):
+    with pytest.raises(
+        ValueError, match=r"origin must be a tuple of one index for each axis, into the taps \(1, 9\), got \(0,\)"
+    ):
         ops.fft_conv_nd(x[:, None], kernel[:, None], origin=(0,))
     with pytest.raises(ValueError, match="x must be a real floating array"):
         ops.fft_conv(x.astype(int), kernel)
@@ -163,9 +165,61 @@ def test_errors():
     for halves, name in (((kernel, kernel[:, :0]), "anticausal"), ((kernel[:, :0], kernel), "causal")):
         with pytest.raises(ValueError, match=f"{name} must be .* both have a tap at offset 0"):
             ops.two_sided_kernel(*halves, inclusive=True)
-    with pytest.raises(ValueError, match="kernels must be all of the terms, channels and features of the first"):
+    with pytest.raises(ValueError, match=r"kernels\[1\] must be all of the terms, channels and features of the first"):
         ops.separable_kernel([kernel, kernel[:1]])
     with pytest.raises(NotImplementedError, match="4 axes, and transforms run over at most 3"):
         ops.fft_conv_nd(
             np.ones((1, 2, 2, 2, 2, 3), np.float32), np.ones((1, 1, 1, 1, 3), np.float32), implementation="xla"
         )
+
+
+X, K = np.ones((2, 5, 3), np.float32), np.ones((4, 3), np.float32)
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.fft_conv(X.tolist(), K), r"x must be an array, got a list. Make it one: jnp.asarray\(x\)"),
+        (lambda: ops.fft_conv(X, K.tolist()), "kernel must be an array, got a list"),
+        (lambda: ops.fft_conv(X, None), "kernel must be an array, got a NoneType"),
+        (lambda: ops.fft_conv(X, K, 1.0), "D must be a real floating array, got a float"),
+        (lambda: ops.fft_conv(X, K, origin=0.5), "origin must be an index into the 4 taps, got 0.5.*a Python int"),
+        (lambda: ops.fft_conv(X, K, origin=-1), "origin must be an index into the 4 taps, got -1"),
+        (lambda: ops.fft_conv(X, K, origin=True), "origin must be an index into the 4 taps, got True"),
+        (lambda: ops.fft_conv(X, K, origin=(1,)), r"origin must be an index into the 4 taps, got \(1,\)"),
+        (
+            lambda: jax.eval_shape(lambda o: ops.fft_conv(X, K, origin=o), 1),
+            "origin must be an index into the 4 taps, got .*Tracer.*static under jax.jit",
+        ),
+        (lambda: ops.fft_conv_nd(X[0, 0], K), r"x must be of rank 3 or more.*got \(3,\).*x\[..., None\]"),
+        (lambda: ops.fft_conv_nd(X, K, origin=1), r"origin must be a tuple of one index for each axis.*\(4,\), got 1"),
+        (lambda: ops.fft_conv_nd(X, K, origin=(1.0,)), r"origin\[0\] must be an index into the 4 taps, got 1.0"),
+        (lambda: ops.two_sided_kernel([[1.0]], K), "causal must be an array, got a list"),
+        (lambda: ops.two_sided_kernel(K[0], K[0]), r"causal must be of rank 2 or more, \(\*c k d\), got \(3,\)"),
+        (lambda: ops.two_sided_kernel(K, K.astype(int)), "anticausal must be a real floating array, got .* int"),
+        (lambda: ops.two_sided_kernel(K, K, inclusive="no"), "inclusive must be True or False, got 'no'"),
+        (lambda: ops.separable_kernel([]), r"kernels must be one array or more in a list, got \[\]"),
+        (lambda: ops.separable_kernel(2.0), "kernels must be one array or more in a list, got 2.0"),
+        (lambda: ops.separable_kernel([[1.0]]), r"kernels\[0\] must be a real floating array, got a list"),
+        (lambda: ops.separable_kernel([K, K]), r"kernels\[0\] must be of rank 3 or more.*kernel\[None\]"),
+    ],
+)
+def test_odd_types(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("one", [np.int64(1), np.uint8(1), np.array(1), jnp.array(1)])
+def test_whole_numbers_of_any_kind_are_origins(one):
+    wanted = ops.fft_conv(X, K, origin=1)
+    chex.assert_trees_all_equal(jax.jit(lambda x: ops.fft_conv(x, K, origin=one))(X), wanted)
+    chex.assert_trees_all_equal(ops.fft_conv_nd(X, K, origin=[one]), wanted)
+
+
+def test_forward_mode():
+    with pytest.raises(TypeError, match="forward-mode"):  # "Reverse mode only"
+        jax.jvp(ops.fft_conv, (X, K), (X, K))
+    _, tangent = jax.jvp(functools.partial(ops.fft_conv, implementation="reference"), (X, K), (X, K))
+    chex.assert_trees_all_close(tangent, 2 * ops.fft_conv(X, K), atol=1e-5)

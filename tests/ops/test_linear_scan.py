@@ -134,6 +134,25 @@ def test_errors():
         ops.linear_scan(one, one, 1j * one[:, 0])
 
 
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(a=[0.5]), r"a must be an array, got a list. Make it one: jnp.asarray\(a\)"),
+        (dict(a=0.5), "a must be an array, got a float"),
+        (dict(x=None), "x must be an array, got a NoneType"),
+        (dict(h0=0.0), "h0 must be a floating or complex array, got a float"),
+        (dict(h0=[0.0]), "h0 must be a floating or complex array, got a list"),
+        (dict(reverse=1), "reverse must be True or False, got 1.*static_argnames"),
+        (dict(return_state="no"), "return_state must be True or False, got 'no'"),
+        (dict(implementation=None), "Unknown implementation None"),
+    ],
+)
+def test_odd_types(change, message):
+    with pytest.raises(ValueError, match=f"linear_scan: .*{message}"):
+        ops.linear_scan(**dict(a=jnp.ones(4), x=jnp.ones((2, 3, 4))) | change)
+
+
 @pytest.mark.parametrize("batch", [0, 2])
 def test_no_steps(batch):
     h, state = ops.linear_scan(jnp.ones((batch, 0, 3)), jnp.ones((batch, 0, 3)), return_state=True)

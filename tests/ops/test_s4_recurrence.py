@@ -1,5 +1,6 @@
 """Powers of a discretized diagonal, and the dense recurrence of S4, against float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,12 +43,25 @@ def test_diagonal_power_refuses():
     A, dt = (jnp.asarray(x) for x in diagonal())
     for arguments, options, message in (
         ((A, jnp.array([1.0]), 3), {"dt": dt}, "steps must be an integer array"),
-        ((A, jnp.array([1]), 3), {"dt": dt[0]}, r"dt must be of the shape \(h n\) of A"),
+        ((A, jnp.array([1]), 3), {"dt": dt[0]}, r"dt must be \(h n\) = \(2, 2\), got \(2,\)"),
+        ((A, jnp.array([1]), 3), {"dt": 0.1}, r"dt must be \(h n\) = \(2, 2\), got a float.*jnp.full\(\(2, 2\), dt\)"),
+        ((A, jnp.array([1]), 3), {"dt": dt.astype(int)}, "dt must be a real floating array, got .* int"),
+        ((A.tolist(), jnp.array([1]), 3), {"dt": dt}, "A must be an array, got a list"),
+        ((A[0], jnp.array([1]), 3), {"dt": dt}, r"A must be of rank 2, \(h n\), got \(2,\)"),
+        ((A, 1, 3), {"dt": dt}, "steps must be an array, got a int"),
+        ((A, jnp.array([[1]]), 3), {"dt": dt}, r"steps must be of rank 1, \(b\), got \(1, 1\)"),
+        ((A, jnp.array([1, -1]), 3), {"dt": dt}, "steps must be from 0 to longest = 3, got -1"),
+        ((A, jnp.array([1, 4]), 3), {"dt": dt}, "steps must be from 0 to longest = 3, got 4"),
+        ((A, jnp.array([1]), 3.5), {"dt": dt}, "longest must be an int, at least 0, got 3.5.*a Python int"),
+        ((A, jnp.array([1]), -1), {"dt": dt}, "longest must be an int, at least 0, got -1"),
         ((A, jnp.array([1]), 3), {"dt": -dt}, "dt must be positive, got -0.1"),
         ((A, jnp.array([1]), 3), {"dt": dt, "rule": "async"}, "Unknown rule 'async'"),
     ):
         with pytest.raises(ValueError, match=f"diagonal_power: {message}"):
             ops.diagonal_power(*arguments, **options)
+    with pytest.raises(ValueError, match="diagonal_power: longest must be an int.*Tracer.*static under jax.jit"):
+        jax.eval_shape(lambda longest: ops.diagonal_power(A, jnp.array([1]), longest, dt=dt), 3)
+    jax.eval_shape(lambda A, steps, dt: ops.diagonal_power(A, steps, np.int64(3), dt=dt), A, jnp.array([1]), dt)
 
 
 def system(measure, size, rank, dt=1e-2):

@@ -57,5 +57,15 @@ def test_errors():
         ops.apply_order(jnp.ones(12), ORDERS["rows"])
     with pytest.raises(ValueError, match="each of 0 ... l-1 once"):
         scan_order.from_permutation([0, 0, 1])
-    with pytest.raises(ValueError, match="y must be at least 1, got -3"):
+    with pytest.raises(ValueError, match="y must be a positive int, got -3"):
         scan_order.row_major(-3, 4)
+    with pytest.raises(ValueError, match="x must be a positive int, got 2.0"):
+        scan_order.column_major(4, 2.0)
+    with pytest.raises(ValueError, match="permutation must be an array of ints, got .*static under jax.jit"):
+        jax.eval_shape(
+            lambda order: ops.apply_order(jnp.ones((1, 3)), scan_order.from_permutation(order)), jnp.arange(3)
+        )
+    with pytest.raises(ValueError, match="order must be an ssmjax.ops.scan_order.Order, got .*from_permutation"):
+        ops.apply_order(jnp.ones((1, 3)), np.arange(3))
+    with pytest.raises(ValueError, match="x must be an array, got a list"):
+        ops.apply_order([[1.0]], scan_order.row_major(1, 1))

@@ -130,11 +130,19 @@ def test_cost():
         (dict(kernels=[np.zeros((1, 1, 4, 2), np.float32), np.zeros((2, 1, 3, 2), np.float32)]), "kernels\\[1\\]"),
         (dict(D=np.zeros((1, 3), np.float32)), "D must be"),
         (dict(origin=(0, 3)), "origin"),
-        (dict(origin=(0,)), "origin"),
+        (dict(origin=(0,)), r"origin must be a tuple of one index for each axis, into the taps \(4, 3\), got \(0,\)"),
+        (dict(origin=2), "origin must be a tuple of one index for each axis.* got 2"),
+        (dict(origin=(0, 0.5)), r"origin\[1\] must be an index into the 3 taps, got 0.5.*a Python int"),
+        (dict(x=[1.0]), "x must be an array, got a list"),
+        (dict(kernels=None), "kernels must be one array or more in a list, got None"),
+        (dict(kernels=[[1.0], [1.0]]), r"kernels\[0\] must be a real floating array, got a list"),
+        (dict(D=1.0), "D must be a real floating array, got a float"),
     ],
 )
 def test_errors(as_a_user, change, message):
     x, kernels, D = problem((4, 3), (4, 3), 1, 1)
     call = dict(x=x, kernels=kernels, D=D, origin=(0, 0)) | change
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"separable_conv: .*{message}"):
         ops.separable_conv(**call)
+    call = dict(x=x, kernels=kernels, origin=np.array([1, 0]))
+    chex.assert_trees_all_equal(ops.separable_conv(**call), ops.separable_conv(**call | dict(origin=(1, 0))))

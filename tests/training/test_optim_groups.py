@@ -1,5 +1,7 @@
 """The conventions of S4 and of S5: which parameters of real models are in which group, and what that does to them."""
 
+import re
+
 import jax.numpy as jnp
 import optax
 import pytest
@@ -113,10 +115,28 @@ def test_every_parameter_is_trained():
     ("call", "message"),
     [
         (lambda: s5_groups("BandC"), "Unknown mode of s5_groups 'BandC'. Did you mean 'BandCdecay'"),
-        (lambda: s5_groups("standard", -1.0), "s5_groups: state_rate must be at least 0, got -1.0"),
-        (lambda: s4_groups(1e-3, step_rate=-0.1), "s4_groups: step_rate must be at least 0, got -0.1"),
+        (lambda: s5_groups(0.01), "Unknown mode of s5_groups 0.01.*The rate is the second argument"),
+        (lambda: s5_groups(float("nan")), "Unknown mode of s5_groups nan"),
+        (lambda: s5_groups(dt_global="no"), "s5_groups: dt_global must be True or False, got 'no'"),
     ],
 )
-def test_messages(call, message):
+def test_messages(as_a_user, call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf"), -float("inf"), "fast", [0.1], True])
+@pytest.mark.parametrize("name", ["state_rate", "step_rate", "output_rate", "weight_decay", "global_rate"])
+def test_what_is_no_rate(as_a_user, name, rate):
+    message = re.escape(f"{name} must be a finite number, at least 0, got {rate!r}. It is a peak learning rate")
+    with pytest.raises(ValueError, match=f"s4_groups: {message}"):
+        s4_groups(**{name: rate})
+    if name not in ("step_rate", "output_rate"):
+        with pytest.raises(ValueError, match=f"s5_groups: {message}"):
+            s5_groups(**{name: rate})
+
+
+@pytest.mark.parametrize("groups", [s4_groups, s5_groups])
+def test_a_rate_that_is_missing(as_a_user, groups):
+    with pytest.raises(ValueError, match="state_rate must be a finite number, at least 0, got None"):
+        groups(state_rate=None)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ssmjax.data.synthetic.streams import at_least, stream
+from ssmjax.data.synthetic.streams import stream
+from ssmjax.errors import as_int
 
 __all__ = ["adding_batch"]
 
@@ -22,15 +23,15 @@ def adding_batch(seed: int, step: int, *, batch_size: int, length: int) -> dict[
         `signal` (b l 2) float32, the numbers in [0, 1) and the marks in {0, 1}, and `target` (b 1) float32.
 
     Raises:
-        ValueError: If a size is too small.
+        ValueError: If a size is not a whole number or is too small, or the seed or the step is out of its range.
 
     >>> batch = adding_batch(0, 0, batch_size=4, length=9)
     >>> numbers, marks = batch["signal"][..., 0], batch["signal"][..., 1]
     >>> marks[:, :4].sum(1).tolist(), marks[:, 4:].sum(1).tolist()
     ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0])
     """
-    at_least("adding_batch", 1, batch_size=batch_size)
-    at_least("adding_batch", 2, length=length)
+    batch_size = as_int("adding_batch", "batch_size", batch_size, least=1)
+    length = as_int("adding_batch", "length", length, least=2)
     rng = stream("adding_batch", seed, step)
     numbers = rng.random((batch_size, length), np.float32)
     half = length // 2

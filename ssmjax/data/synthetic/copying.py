@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ssmjax.data.synthetic.streams import at_least, stream
+from ssmjax.data.synthetic.streams import stream
+from ssmjax.errors import as_int
 
 __all__ = ["copying_batch"]
 
@@ -27,7 +28,8 @@ def copying_batch(
         `tokens` (b M+L+M) int32 and `target` (b M) int32.
 
     Raises:
-        ValueError: If a size is too small: A must be at least 3, or nothing is left between blank and marker.
+        ValueError: If a size is not a whole number or is too small (A must be at least 3, or nothing is left between
+            blank and marker), or the seed or the step is out of its range.
 
     >>> batch = copying_batch(0, 0, batch_size=2, gap=3, memorized=2, vocabulary=5)
     >>> batch["tokens"].shape, batch["tokens"][0, 2:].tolist()
@@ -35,10 +37,11 @@ def copying_batch(
     >>> bool((batch["tokens"][:, :2] == batch["target"]).all())
     True
     """
-    at_least("copying_batch", 1, batch_size=batch_size, memorized=memorized)
-    at_least("copying_batch", 0, gap=gap)
-    at_least("copying_batch", 3, vocabulary=vocabulary)
-    target = stream("copying_batch", seed, step).integers(1, vocabulary - 1, (batch_size, memorized), np.int32)
+    where = "copying_batch"
+    batch_size = as_int(where, "batch_size", batch_size, least=1)
+    gap, memorized = as_int(where, "gap", gap, least=0), as_int(where, "memorized", memorized, least=1)
+    vocabulary = as_int(where, "vocabulary", vocabulary, least=3, remedy="Blank and marker take two of the ids.")
+    target = stream(where, seed, step).integers(1, vocabulary - 1, (batch_size, memorized), np.int32)
     blanks = np.zeros((batch_size, gap), np.int32)
     markers = np.full((batch_size, memorized), vocabulary - 1, np.int32)
     return {"tokens": np.concatenate([target, blanks, markers], axis=1), "target": target}

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ssmjax.data.synthetic.streams import at_least, stream
-from ssmjax.errors import bad_argument
+from ssmjax.data.synthetic.streams import stream
+from ssmjax.errors import as_float, as_int, bad_argument, bad_shape
 
 __all__ = ["delay_batch", "white_noise"]
 
@@ -35,20 +35,18 @@ def delay_batch(
         `signal` and `target`, both (b l 1) float32.
 
     Raises:
-        ValueError: If a size is too small, the lag not inside the sequence, or the cutoff out of what a sequence of
-            this length and step can hold.
+        ValueError: If a size is not a whole number or is too small, the lag not inside the sequence, the cutoff out of
+            what a sequence of this length and step can hold, or the seed or the step out of its range.
 
     >>> batch = delay_batch(0, 0, batch_size=2, length=64, lag=16)
     >>> bool((batch["target"][:, 16:] == batch["signal"][:, :-16]).all()), float(abs(batch["target"][:, :16]).max())
     (True, 0.0)
     """
-    at_least("delay_batch", 1, batch_size=batch_size)
-    at_least("delay_batch", 2, length=length)
-    if not 1 <= lag < length:
-        raise bad_argument("delay_batch", "lag", lag, f"at least 1 and less than the length, {length}")
-    signal = white_noise(
-        stream("delay_batch", seed, step), batch_size=batch_size, length=length, dt=dt, cutoff=cutoff, rms=rms
-    )
+    where = "delay_batch"
+    batch_size, length = as_int(where, "batch_size", batch_size, least=1), as_int(where, "length", length, least=2)
+    wanted = f"an int, at least 1 and less than the length, {length}"
+    lag = as_int(where, "lag", lag, wanted, least=1, most=length - 1)
+    signal = white_noise(stream(where, seed, step), batch_size=batch_size, length=length, dt=dt, cutoff=cutoff, rms=rms)
     target = np.zeros_like(signal)
     target[:, lag:] = signal[:, :-lag]
     return {"signal": signal[..., None], "target": target[..., None]}
@@ -74,19 +72,23 @@ def white_noise(
         (b l) float32.
 
     Raises:
-        ValueError: If dt or rms is not positive, or the cutoff is out of its range.
+        ValueError: If a size is not a positive int, dt or rms is not positive, the cutoff is out of its range, or `rng`
+            is no generator.
 
     >>> white_noise(np.random.default_rng(0), batch_size=1, length=5, dt=0.1, cutoff=5.0, rms=1.0).shape
     (1, 5)
     """
-    for argument, value in (("dt", dt), ("rms", rms)):
-        if not value > 0:
-            raise bad_argument("white_noise", argument, value, "positive")
+    where = "white_noise"
+    if not isinstance(rng, np.random.Generator):
+        raise bad_shape(where, "rng", rng, "a numpy.random.Generator", "Make one: numpy.random.default_rng(seed).")
+    batch_size, length = (as_int(where, n, v, least=1) for n, v in (("batch_size", batch_size), ("length", length)))
+    named = (("dt", dt), ("cutoff", cutoff), ("rms", rms))
+    dt, cutoff, rms = (as_float(where, n, v, positive=True) for n, v in named)
     half = -(-length // 2)
     lowest, nyquist = 1 / (2 * half * dt), 0.5 / dt
     # A hair of room: 1 / (2 half dt) and 0.5 / dt are exact bounds that the caller computes in another order.
     if not lowest * (1 - 1e-9) <= cutoff <= nyquist * (1 + 1e-9):
-        raise bad_argument("white_noise", "cutoff", cutoff, f"from one period, {lowest:.6g} Hz, to {nyquist:.6g} Hz")
+        raise bad_argument(where, "cutoff", cutoff, f"from one period, {lowest:.6g} Hz, to {nyquist:.6g} Hz")
     kept = np.arange(half + 1) * lowest <= cutoff * (1 + 1e-9)
     kept[0] = False
     coefficients = rng.normal(0.0, rms * np.sqrt(0.5), (2, batch_size, half + 1))

@@ -10,8 +10,8 @@ import hashlib
 
 import numpy as np
 
-from ssmjax.data.synthetic.streams import at_least, stream
-from ssmjax.errors import bad_argument
+from ssmjax.data.synthetic.streams import stream
+from ssmjax.errors import as_int, bad_argument, bad_shape
 
 __all__ = [
     "LISTOPS_VOCABULARY",
@@ -90,17 +90,21 @@ def draw_listops(
     >>> data.tokens.shape, [evaluate_listops(row) for row in data.tokens] == data.labels.tolist()
     ((4, 16), True)
     """
-    pad_to = max_length if pad_to is None else pad_to
-    at_least("draw_listops", 1, count=count, max_depth=max_depth)
-    at_least("draw_listops", 2, max_args=max_args)
-    at_least("draw_listops", max_length, pad_to=pad_to)
-    if not 0 <= min_length < max_length - 1:
-        raise bad_argument("draw_listops", "min_length", min_length, f"in 0 .. max_length - 2 = {max_length - 2}")
+    where = "draw_listops"
+    count, max_depth = as_int(where, "count", count, least=1), as_int(where, "max_depth", max_depth, least=1)
+    max_args, max_length = (
+        as_int(where, "max_args", max_args, least=2),
+        as_int(where, "max_length", max_length, least=2),
+    )
+    wanted = f"an int in 0 .. max_length - 2 = {max_length - 2}"
+    min_length = as_int(where, "min_length", min_length, wanted, least=0, most=max_length - 2)
+    wanted = f"an int, at least max_length = {max_length}, or None"
+    pad_to = as_int(where, "pad_to", max_length if pad_to is None else pad_to, wanted, least=max_length)
     data = ListOps(np.zeros((count, pad_to), np.uint8), np.zeros(count, np.int32), np.zeros(count, np.int32))
     seen: set[bytes] = set()
     filled = barren = forests = 0
     while filled < count:
-        levels = _grow(stream("draw_listops", seed, forests), max_depth, max_args)
+        levels = _grow(stream(where, seed, forests), max_depth, max_args)
         drawn = _serialize(levels, min_length, max_length)
         new = drawn[_first_seen(drawn.tokens, seen)][: count - filled]
         here = slice(filled, filled + len(new))
@@ -108,7 +112,7 @@ def draw_listops(
         filled, forests, barren = filled + len(new), forests + 1, 0 if len(new) else barren + 1
         if barren == _BARREN:
             wanted = f"at most {filled}, the distinct trees that these limits seem to admit"
-            raise bad_argument("draw_listops", "count", count, wanted, "Ask for fewer, or allow more lengths.")
+            raise bad_argument(where, "count", count, wanted, "Ask for fewer, or allow more lengths.")
     return data
 
 
@@ -121,9 +125,14 @@ def tokenize_listops(text: str) -> np.ndarray:
     Returns:
         (l) uint8.
 
+    Raises:
+        ValueError: If it is no string.
+
     >>> [LISTOPS_VOCABULARY[i] for i in tokenize_listops("( ( ( [MAX 2 ) 9 ) ] )")]
     ['[MAX', '2', '9', 'X', '<eos>']
     """
+    if not isinstance(text, str):
+        raise bad_shape("tokenize_listops", "text", text, "a string", "Decode bytes: text.decode().")
     words = text.replace("]", "X").replace("(", " ").replace(")", " ").split()
     return np.array([*(_IDS.get(word, _UNKNOWN) for word in words), _END], np.uint8)
 
@@ -138,14 +147,18 @@ def evaluate_listops(tokens: np.ndarray) -> int:
         0 .. 9.
 
     Raises:
-        ValueError: If the tokens are not one whole expression.
+        ValueError: If the tokens are no ids in a row, or not one whole expression.
 
     >>> evaluate_listops(tokenize_listops("[MAX 4 [SM 7 8 ] [MED 1 2 ] ]"))
     5
     """
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        remedy = "Of a text it is tokenize_listops(text); of a data set a row of its tokens."
+        raise bad_shape("evaluate_listops", "tokens", tokens, "(l) of integers, ids", remedy)
     apply = {_MIN: min, _MAX: max, _MED: _median, _SM: lambda values: sum(values) % 10}
     open_lists: list[list[int]] = [[]]  # of each: its operator, then its arguments; the outermost has no operator
-    for position, token in enumerate(map(int, tokens)):
+    for position, token in enumerate(ids.tolist()):
         if token == _END:
             break
         if token in apply:

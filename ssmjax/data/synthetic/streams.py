@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ssmjax.errors import bad_argument
+from ssmjax.errors import as_int
 
-__all__ = ["at_least", "stream"]
+__all__ = ["stream"]
 
 
 def stream(where: str, seed: int, index: int) -> np.random.Generator:
@@ -16,16 +16,9 @@ def stream(where: str, seed: int, index: int) -> np.random.Generator:
         index: Of the batch or block in it, 0 <= index < 2 ** 64.
 
     Raises:
-        ValueError: If one of the two is out of its range.
+        ValueError: If one of the two is not a whole number or is out of its range.
     """
-    for argument, value in (("seed", seed), ("step", index)):
-        if not 0 <= value < 2**64:
-            raise bad_argument(where, argument, value, "in 0 .. 2 ** 64 - 1")
-    return np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
-
-
-def at_least(where: str, least: int, **arguments: int) -> None:
-    """Checks that each of the named integers is `least` or more."""
-    for argument, value in arguments.items():
-        if value < least:
-            raise bad_argument(where, argument, value, f"at least {least}")
+    wanted = "an int in 0 .. 2 ** 64 - 1"
+    named = (("seed", seed), ("step", index))
+    key = [as_int(where, argument, value, wanted, least=0, most=2**64 - 1) for argument, value in named]
+    return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))

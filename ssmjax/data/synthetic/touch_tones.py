@@ -6,7 +6,8 @@ no recording is at hand; even at half the sampling rate all tones are below the 
 
 import numpy as np
 
-from ssmjax.data.synthetic.streams import at_least, stream
+from ssmjax.data.synthetic.streams import stream
+from ssmjax.errors import as_float, as_int
 
 __all__ = ["TOUCH_TONES", "touch_tones"]
 
@@ -39,9 +40,10 @@ def touch_tones(
     >>> waves.shape, waves.dtype, bool((lengths >= 1000).all())
     ((3, 2000, 1), dtype('int16'), True)
     """
-    at_least("touch_tones", 1, count=count)
-    at_least("touch_tones", 2, length=length)
-    rng = stream("touch_tones", seed, 0)
+    where = "touch_tones"
+    count, length = as_int(where, "count", count, least=1), as_int(where, "length", length, least=2)
+    noise = as_float(where, "noise", noise, remedy="It is a standard deviation.")
+    rng = stream(where, seed, 0)
     digits = rng.integers(0, 10, count)
     lengths = rng.integers(length // 2, length + 1, count)
     phase, amplitude = rng.uniform(0, 2 * np.pi, (count, 2, 1)), rng.uniform(0.1, 0.5, (count, 2, 1))

@@ -32,6 +32,7 @@ def causal_conv1d(
 
     The last tap is the position's own. Accumulated in float32 whatever the inputs' dtype; deterministic. All float
     arguments have gradients, and so has the returned state. One decoding step is a call with l = 1 and `state`.
+    Reverse mode only; `implementation="reference"` has forward mode, too.
 
     Args:
         x: Input, (b l e). Channels are last; the CUDA op takes (b e l).

@@ -32,13 +32,13 @@ def fft_conv(
     future, too, with their origin. The kernel may be shorter or longer than the sequence.
 
     Computed in float32 whatever the dtype of `x` (float64 if it is float64): transforms have no half precision. The
-    backward pass keeps `x` and `kernel` alone; reverse mode only.
+    backward pass keeps `x` and `kernel` alone. Reverse mode only; `implementation="reference"` has forward mode, too.
 
     Args:
         x: Input, (b l d), any float dtype.
         kernel: (k d), or (c k d) for c outputs of each feature.
         D: Skip weight, (d), or (c d).
-        origin: The index into the kernel of its tap at offset zero.
+        origin: The index into the kernel of its tap at offset zero: an int, as it decides what is compiled.
         implementation: See `ssmjax.ops.use_implementation`.
 
     Returns:
@@ -53,10 +53,12 @@ def fft_conv(
     >>> ssmjax.ops.fft_conv(x, kernel)[0, :, 0].round(3).tolist()
     [1.0, 0.5, 2.0]
     """
-    _checks.require_dtype("fft_conv", {"x": x}, jnp.floating, "a real floating")
+    where = "fft_conv"
+    _require_floats(where, x, kernel, D)
     if x.ndim != 3:
-        raise errors.bad_shape("fft_conv", "x", x, "of rank 3, (b l d)", "For images or videos use fft_conv_nd.")
-    return _convolve("fft_conv", x, kernel, D, (origin,), implementation)
+        raise errors.bad_shape(where, "x", x, "of rank 3, (b l d)", "For images or videos use fft_conv_nd.")
+    _check(where, x, kernel, D)
+    return _convolve(where, x, kernel, D, (_checks.as_tap(where, "origin", origin, kernel.shape[-2]),), implementation)
 
 
 def fft_conv_nd(
@@ -94,15 +96,19 @@ def fft_conv_nd(
     >>> ssmjax.ops.fft_conv_nd(x, kernel)[0, :, :, 0].round(3).tolist()
     [[1.0, 2.0], [2.0, 4.0]]
     """
-    _checks.require_dtype("fft_conv_nd", {"x": x}, jnp.floating, "a real floating")
-    axes = x.ndim - 2
-    if axes < 1:
-        raise errors.bad_shape("fft_conv_nd", "x", x, "of rank 3 or more, (b *s d)")
-    return _convolve("fft_conv_nd", x, kernel, D, (0,) * axes if origin is None else tuple(origin), implementation)
+    where = "fft_conv_nd"
+    _require_floats(where, x, kernel, D)
+    if x.ndim < 3:
+        raise errors.bad_shape(
+            where, "x", x, "of rank 3 or more, (b *s d)", "For a sequence add a feature: x[..., None]."
+        )
+    _check(where, x, kernel, D)
+    return _convolve(
+        where, x, kernel, D, _checks.as_origin(where, origin, kernel.shape[1 - x.ndim : -1]), implementation
+    )
 
 
 def _convolve(where, x, kernel, D, origin, implementation):
-    _check(where, x, kernel, D, origin)
     empty = "an axis has size 0" if 0 in x.shape or 0 in kernel.shape else None
     several = (
         None if x.ndim - 2 <= MAX_AXES else f"it has {x.ndim - 2} axes, and transforms run over at most {MAX_AXES}"
@@ -120,16 +126,17 @@ def _convolve(where, x, kernel, D, origin, implementation):
     return (y[:, 0] if one_channel else y).astype(x.dtype)
 
 
-def _check(where, x, kernel, D, origin):
-    _checks.require_dtype(where, {"kernel": kernel, "D": D}, jnp.floating, "a real floating")
+def _require_floats(where, x, kernel, D):
+    _checks.require_arrays(where, x=x, kernel=kernel)
+    _checks.require_dtype(where, {"x": x, "kernel": kernel, "D": D}, jnp.floating, "a real floating")
+
+
+def _check(where, x, kernel, D):
     axes, d = x.ndim - 2, x.shape[-1]
     if kernel.ndim not in (axes + 1, axes + 2) or kernel.shape[-1] != d:
         wanted = f"(*k d) or (c *k d), with {axes} spatial axes and d = {d}"
         raise errors.bad_shape(where, "kernel", kernel, wanted, "Features are last, in x and in the kernel.")
-    taps, lead = kernel.shape[-axes - 1 : -1], kernel.shape[: -axes - 1]
-    _checks.require_shape(where, "D", D, "(d) or (c d)", (*lead, d))
-    if len(origin) != axes or not all(0 <= o < k for o, k in zip(origin, taps, strict=False)):
-        raise errors.bad_argument(where, "origin", origin, f"an index into the taps {tuple(taps)}, one for each axis")
+    _checks.require_shape(where, "D", D, "(d) or (c d)", (*kernel.shape[: -axes - 1], d))
 
 
 def _example(key):

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssmjax import _compat
+
 __all__ = ["fft_conv_reference"]
 
 
@@ -28,4 +30,5 @@ def fft_conv_reference(x, kernel, origin):
         return y + weight[None] * seen[:, None], None
 
     y = jnp.zeros((x.shape[0], kernel.shape[0], *spatial, x.shape[-1]), x.dtype)
+    y, *_ = _compat.vary_alike((y, x, kernel))  # for shard_map, where a loop's carry keeps its type
     return jax.lax.scan(tap, y, np.stack(np.unravel_index(np.arange(math.prod(taps)), taps), axis=-1))[0]

@@ -2,14 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssmjax import errors
 from ssmjax.ops import _checks, backend
 from ssmjax.ops.kernels_s4 import reference
 from ssmjax.ops.kernels_s4 import vandermonde as product
-from ssmjax.ops.kernels_s4.discretize import check_rule, check_step
+from ssmjax.ops.kernels_s4.discretize import TRANSITIONS, check_rule, check_steps
 from ssmjax.ops.kernels_s4.dplr import dplr_kernel_xla
-from ssmjax.ops.kernels_s4.pairs import as_complex, as_pair
+from ssmjax.ops.kernels_s4.matrices import check_dplr
+from ssmjax.ops.kernels_s4.pairs import as_pair, from_pair
 from ssmjax.ops.kernels_s4.powers import squares
 from ssmjax.ops.kernels_s4.softmax import softmax_kernel_xla
 from ssmjax.shapes import Array, Complex, Float, Inexact
@@ -17,7 +19,6 @@ from ssmjax.shapes import Array, Complex, Float, Inexact
 __all__ = ["dplr_kernel", "softmax_kernel", "vandermonde", "vandermonde_state"]
 
 IMPLEMENTATIONS = ("xla", "reference")
-TRANSITIONS = ("zoh", "bilinear", "euler", "impulse", "dirac")
 
 
 def vandermonde(
@@ -60,7 +61,7 @@ def vandermonde(
     [1.0, 0.368, 0.135]
     """
     where = "vandermonde"
-    _require_length(where, length)
+    length = _checks.as_length(where, length)
     dt, C, A = _check(where, {"C": C}, A, dt, rule)
     flat = C.reshape(-1, *A.shape)
     if _choose(where, implementation, C, A) == "reference":
@@ -104,7 +105,9 @@ def vandermonde_state(
     [[[1.503]]]
     """
     where = "vandermonde_state"
+    _checks.require_arrays(where, u=u, A=A)
     _checks.require_dtype(where, {"u": u}, jnp.floating, "a real floating")
+    _checks.require_dtype(where, {"A": A}, jnp.inexact, "a floating or complex")
     if u.ndim != 3 or A.ndim != 2 or u.shape[-1] != A.shape[0]:
         raise errors.bad_shape(where, "u", u, f"(b l h) with the h of A {tuple(A.shape)}", "Features are last.")
     dt, A = _check(where, {}, A.astype(jnp.promote_types(_precision(u, A), A.dtype)), dt, rule)
@@ -112,7 +115,7 @@ def vandermonde_state(
     if _choose(where, implementation, u, A) == "reference":
         return reference.vandermonde_state_reference(u, A, dt, rule)
     s = product.state(u[..., ::-1], _squares(A, dt, rule, u.shape[-1]))
-    return as_complex(s) if jnp.iscomplexobj(A) else s[0]
+    return from_pair(s) if jnp.iscomplexobj(A) else s[0]
 
 
 def softmax_kernel(
@@ -138,14 +141,14 @@ def softmax_kernel(
         length: How many values l.
         dt: Step sizes, (h) or (h n); 1 by default.
         epsilon: The reciprocal of the sum is conj(sum) / (|sum|^2 + epsilon), which is bounded where the sum vanishes.
-            One number, or one a mode, (h n).
+            One number, or one a mode, (h n); not negative.
         implementation: See `ssmjax.ops.use_implementation`.
 
     Returns:
         K, (*b l h).
 
     Raises:
-        ValueError: A shape, a dtype or the length is wrong, or a step is negative.
+        ValueError: A shape, a dtype or the length is wrong, or a step or `epsilon` is negative.
         NotImplementedError: A named implementation does not take this call.
 
     >>> import jax.numpy as jnp, ssmjax.ops
@@ -153,8 +156,9 @@ def softmax_kernel(
     [0.665, 0.245, 0.09]
     """
     where = "softmax_kernel"
-    _require_length(where, length)
+    length = _checks.as_length(where, length)
     dt, W, A = _check(where, {"W": W}, A, dt, "zoh")
+    _check_epsilon(where, epsilon, A)
     flat = W.reshape(-1, *A.shape)
     if _choose(where, implementation, W, A) == "reference":
         K = reference.softmax_kernel_reference(flat, A, dt, length, epsilon)
@@ -207,9 +211,12 @@ def dplr_kernel(
     [0.646, 0.208, 0.004, -0.058]
     """
     where = "dplr_kernel"
-    _require_length(where, length)
+    length = _checks.as_length(where, length)
+    check_dplr(where, A, P, dt, B=B, C=C)
     lead = *B.shape[:-2], *C.shape[:-2]
-    dt, A, P, B, C = _check_dplr(where, A, P, B, C, dt)
+    number = _precision(A, P, B, C, dt)
+    dt, A, P = jnp.asarray(dt, number), _cast(A, number), _cast(P, number)
+    B, C = (_cast(v, number).reshape(-1, *A.shape) for v in (B, C))
     if _choose(where, implementation, A, B, C) == "reference":
         K = reference.dplr_kernel_reference(A, P, B, C, dt, length)
     else:
@@ -230,38 +237,30 @@ def _choose(where, implementation, *arrays):
 def _check(where, arrays, A, dt, rule):
     """The checks of the diagonal kernels. Returns dt (h n), the arrays and A, all of one precision."""
     check_rule(where, rule, TRANSITIONS)
-    check_step(where, "dt", dt)
+    _checks.require_arrays(where, **arrays, A=A)
     _checks.require_dtype(where, {**arrays, "A": A}, jnp.inexact, "a floating or complex")
-    _checks.require_dtype(where, {"dt": dt}, jnp.floating, "a real floating")
     if A.ndim != 2:
         raise errors.bad_shape(where, "A", A, "of rank 2, (h n)", "Repeat a shared A: jnp.broadcast_to(A, (h, n)).")
     for name, v in arrays.items():
         if v.shape[-2:] != A.shape:
             raise errors.bad_shape(where, name, v, f"(*b h n) with the (h n) of A, {tuple(A.shape)}")
-    if dt is not None and dt.shape not in (A.shape[:1], A.shape):
-        raise errors.bad_shape(where, "dt", dt, f"(h) = {A.shape[:1]} or (h n) = {tuple(A.shape)}")
+    if dt is not None:
+        check_steps(where, dt, {"(h)": A.shape[:1], "(h n)": A.shape})
     number = _precision(*arrays.values(), A, *(() if dt is None else (dt,)))
     dt = jnp.ones(A.shape, number) if dt is None else jnp.asarray(dt, number)
     dt = jnp.broadcast_to(dt[:, None] if dt.ndim == 1 else dt, A.shape)
     return dt, *(_cast(v, number) for v in (*arrays.values(), A))
 
 
-def _check_dplr(where, A, P, B, C, dt):
-    """Returns dt and the complex arrays in one precision, B and C with one leading axis."""
-    _checks.require_dtype(where, {"A": A, "P": P, "B": B, "C": C}, jnp.complexfloating, "a complex")
-    _checks.require_dtype(where, {"dt": dt}, jnp.floating, "a real floating")
-    check_step(where, "dt", dt)
-    if A.ndim != 2:
-        raise errors.bad_shape(where, "A", A, "of rank 2, (h n)")
-    if P.ndim != 3 or P.shape[1:] != A.shape:
-        raise errors.bad_shape(where, "P", P, f"(r h n) with the (h n) of A, {tuple(A.shape)}", "For rank 1: P[None].")
-    for name, v in (("B", B), ("C", C)):
-        if v.shape[-2:] != A.shape:
-            raise errors.bad_shape(where, name, v, f"ending in the (h n) of A, {tuple(A.shape)}")
-    _checks.require_shape(where, "dt", dt, "(h)", A.shape[:1])
-    number = _precision(A, P, B, C, dt)
-    A, P, B, C = (_cast(v, number) for v in (A, P, B, C))
-    return jnp.asarray(dt, number), A, P, B.reshape(-1, *A.shape), C.reshape(-1, *A.shape)
+def _check_epsilon(where, epsilon, A):
+    remedy = "It keeps the reciprocal of the sum bounded: 1e-7, say."
+    if not hasattr(epsilon, "shape"):
+        errors.as_float(where, "epsilon", epsilon, remedy=remedy)
+        return
+    if epsilon.shape not in ((), A.shape) or jnp.iscomplexobj(epsilon):
+        raise errors.bad_shape(where, "epsilon", epsilon, f"a real number, or (h n) = {A.shape} of them", remedy)
+    if not isinstance(epsilon, jax.core.Tracer) and np.min(np.asarray(epsilon), initial=0) < 0:
+        raise errors.bad_argument(where, "epsilon", float(np.asarray(epsilon).min()), "at least 0", remedy)
 
 
 def _precision(*arrays):
@@ -270,11 +269,6 @@ def _precision(*arrays):
 
 def _cast(v, number):
     return jnp.asarray(v, jnp.promote_types(number, jnp.complex64) if jnp.iscomplexobj(v) else number)
-
-
-def _require_length(where, length):
-    if not isinstance(length, int) or length < 1:
-        raise errors.bad_argument(where, "length", length, "a positive int", "It is a shape, so a Python number.")
 
 
 def _example(key):

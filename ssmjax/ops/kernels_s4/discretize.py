@@ -9,7 +9,8 @@ dirac      exp(dt A)                        1                           an impul
 async      exp(dt A)                        (exp(dt_input A) - 1) / A   an input lasts dt_input, whatever dt is
 """
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +19,28 @@ import numpy as np
 from ssmjax import errors
 from ssmjax.ops import _checks
 from ssmjax.ops.kernels_s4.angle import reduced_angle
-from ssmjax.ops.kernels_s4.pairs import Pair, as_complex, reciprocal, times
+from ssmjax.ops.kernels_s4.pairs import Pair, from_pair, reciprocal, times
 from ssmjax.shapes import Array, Float, Inexact
 
-__all__ = ["RULES", "Rule", "check_rule", "check_step", "discretize", "held", "transition"]
+__all__ = [
+    "RULES",
+    "TRANSITIONS",
+    "Rule",
+    "check_rule",
+    "check_step",
+    "check_steps",
+    "discretize",
+    "held",
+    "transition",
+]
 
 Rule = Literal["zoh", "bilinear", "euler", "impulse", "dirac", "async"]
 """The names a `rule=` argument takes."""
 
 RULES: tuple[str, ...] = get_args(Rule)
+
+TRANSITIONS = tuple(rule for rule in RULES if rule != "async")
+"""The rules that need one step size, whose `A_bar` a power or a kernel is made of."""
 
 
 def discretize(
@@ -54,7 +68,8 @@ def discretize(
         A_bar and gain, of the common shape of `A` and `dt`, complex if `A` is.
 
     Raises:
-        ValueError: The rule is unknown, a step is negative, or `dt_input` is missing or not wanted.
+        ValueError: The rule is unknown, a shape or a dtype is wrong, a step is negative, or `dt_input` is missing or
+            not wanted.
 
     >>> import jax.numpy as jnp, ssmjax.ops
     >>> A_bar, gain = ssmjax.ops.discretize(jnp.array([-1.0, -2.0]), jnp.array(0.5), "bilinear")
@@ -67,7 +82,7 @@ def discretize(
     arrays = (A.real, A.imag, dt, dt if dt_input is None else dt_input)
     re, im, dt, dt_input = (jnp.broadcast_to(jnp.asarray(v, number), shape) for v in arrays)
     pairs = transition((re, im), dt, rule), _gain((re, im), dt, rule, dt_input)
-    return tuple(as_complex(pair) if jnp.iscomplexobj(A) else pair[0] for pair in pairs)
+    return tuple(from_pair(pair) if jnp.iscomplexobj(A) else pair[0] for pair in pairs)
 
 
 def transition(A: Pair, dt: jax.Array, rule: str) -> Pair:
@@ -85,6 +100,16 @@ def check_rule(where: str, rule: str, allowed: tuple[str, ...] = RULES) -> None:
     """Raises `ValueError` unless `rule` is one of the allowed names."""
     if rule not in allowed:
         raise ValueError(f"{where}: {errors.unknown_name('rule', rule, allowed)}")
+
+
+def check_steps(where: str, dt: Any, forms: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `ValueError` unless `dt` is an array of step sizes in one of some shapes, by their letters."""
+    if getattr(dt, "shape", None) not in forms.values():
+        wanted = " or ".join(f"{letters} = {sizes}" for letters, sizes in forms.items())
+        remedy = f"One step size for all is jnp.full({next(iter(forms.values()))}, dt)."
+        raise errors.bad_shape(where, "dt", dt, wanted, remedy)
+    _checks.require_dtype(where, {"dt": dt}, jnp.floating, "a real floating")
+    check_step(where, "dt", dt)
 
 
 def check_step(where: str, name: str, dt: Array | None) -> None:
@@ -132,6 +157,7 @@ def _series(x: Pair) -> Pair:
 def _check(A, dt, rule, dt_input):
     where = "discretize"
     check_rule(where, rule)
+    _checks.require_arrays(where, A=A, dt=dt)
     _checks.require_dtype(where, {"A": A}, jnp.inexact, "a floating or complex")
     _checks.require_dtype(where, {"dt": dt, "dt_input": dt_input}, jnp.floating, "a real floating")
     if (rule == "async") != (dt_input is not None):
@@ -143,6 +169,8 @@ def _check(A, dt, rule, dt_input):
         if v is not None and not _broadcasts(A.shape, v.shape):
             remedy = "Add axes: dt[:, None] for steps (h) with A (h n)."
             raise errors.bad_shape(where, name, v, f"broadcastable with A {tuple(A.shape)}", remedy)
+    if dt_input is not None and not _broadcasts(dt.shape, dt_input.shape):
+        raise errors.bad_shape(where, "dt_input", dt_input, f"broadcastable with dt {tuple(dt.shape)}")
 
 
 def _broadcasts(a: tuple[int, ...], b: tuple[int, ...]) -> bool:

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from ssmjax.ops.kernels_s4.discretize import check_step
+from ssmjax import errors
+from ssmjax.ops import _checks
+from ssmjax.ops.kernels_s4.discretize import check_steps
 from ssmjax.shapes import Array, Complex, Float
 
-__all__ = ["dplr_matrices"]
+__all__ = ["check_dplr", "dplr_matrices"]
 
 
 def dplr_matrices(
@@ -30,7 +32,7 @@ def dplr_matrices(
         A_bar, (h 2n 2n), and B_bar, (*m h 2n), complex64 (complex128 from complex128).
 
     Raises:
-        ValueError: A step is negative.
+        ValueError: A shape or a dtype is wrong, or a step is negative.
 
     >>> import jax.numpy as jnp, ssmjax.ops
     >>> A, P, B = jnp.full((1, 1), -1 + 0j), jnp.zeros((1, 1, 1), complex), jnp.ones((1, 1), complex)
@@ -38,7 +40,7 @@ def dplr_matrices(
     >>> A_bar.real.round(2).tolist(), B_bar.real.round(2).tolist()
     ([[[0.6, 0.0], [0.0, 0.6]]], [[0.4, 0.4]])
     """
-    check_step("dplr_matrices", "dt", dt)
+    check_dplr("dplr_matrices", A, P, dt, B=B)
     A, P, B = (jnp.concatenate([v, jnp.conj(v)], axis=-1) for v in (A, P, B))
     eye = jnp.eye(A.shape[-1], dtype=A.dtype)[None]
     half = 0.5 * dt[:, None, None] * (A[..., None] * eye - jnp.einsum("rhi,rhj->hij", P, P.conj(), precision="highest"))
@@ -46,3 +48,17 @@ def dplr_matrices(
     A_bar = jnp.einsum("hij,hjk->hik", inverse, eye + half, precision="highest")
     dt_B = (dt[None, :, None] * B.reshape(-1, *A.shape)).reshape(B.shape)
     return A_bar, jnp.einsum("hij,...hj->...hi", inverse, dt_B, precision="highest")
+
+
+def check_dplr(where: str, A: Array, P: Array, dt: Array, **vectors: Array) -> None:
+    """Raises `ValueError` unless these are A (h n), P (r h n), dt (h) and vectors (*b h n) of one system."""
+    _checks.require_arrays(where, A=A, P=P, **vectors)
+    _checks.require_dtype(where, {"A": A, "P": P, **vectors}, jnp.complexfloating, "a complex")
+    if A.ndim != 2:
+        raise errors.bad_shape(where, "A", A, "of rank 2, (h n)", "Repeat a shared A: jnp.broadcast_to(A, (h, n)).")
+    if P.ndim != 3 or P.shape[1:] != A.shape:
+        raise errors.bad_shape(where, "P", P, f"(r h n) with the (h n) of A, {tuple(A.shape)}", "For rank 1: P[None].")
+    for name, v in vectors.items():
+        if v.shape[-2:] != A.shape:
+            raise errors.bad_shape(where, name, v, f"ending in the (h n) of A, {tuple(A.shape)}")
+    check_steps(where, dt, {"(h)": A.shape[:1]})

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Pair", "as_complex", "as_pair", "reciprocal", "times"]
+__all__ = ["Pair", "as_pair", "from_pair", "reciprocal", "times"]
 
 Pair = tuple[jax.Array, jax.Array]
 """The real and the imaginary part of an array."""
@@ -14,7 +14,7 @@ def as_pair(z: jax.Array) -> Pair:
     return jnp.real(z), jnp.imag(z)
 
 
-def as_complex(z: Pair) -> jax.Array:
+def from_pair(z: Pair) -> jax.Array:
     """The complex array with these parts."""
     return jax.lax.complex(*z)
 

@@ -2,17 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssmjax import errors
 from ssmjax.ops import _checks
-from ssmjax.ops.kernels_s4.discretize import check_rule, check_step
-from ssmjax.ops.kernels_s4.pairs import as_complex, as_pair, times
+from ssmjax.ops.kernels_s4.discretize import TRANSITIONS, check_rule, check_steps
+from ssmjax.ops.kernels_s4.pairs import as_pair, from_pair, times
 from ssmjax.ops.kernels_s4.powers import squares
 from ssmjax.shapes import Array, Float, Inexact, Int
 
 __all__ = ["diagonal_power"]
-
-TRANSITIONS = ("zoh", "bilinear", "euler", "impulse", "dirac")
 
 
 def diagonal_power(
@@ -30,8 +29,8 @@ def diagonal_power(
 
     Args:
         A: Continuous diagonal, (h n), real or complex.
-        steps: How many steps, (b), none negative.
-        longest: A bound on them.
+        steps: How many steps, (b) int, none negative.
+        longest: The largest number of them that may come.
         dt: Step sizes, (h n).
         rule: As in `vandermonde`.
 
@@ -39,7 +38,8 @@ def diagonal_power(
         (b h n), float32 or complex64 as A is real or complex (float64, complex128 from float64).
 
     Raises:
-        ValueError: A shape, a dtype or the rule is wrong, or a step size is negative.
+        ValueError: A shape, a dtype or the rule is wrong, a step size is negative, or a number of steps is known to be
+            negative or more than `longest`.
 
     >>> import jax.numpy as jnp, ssmjax.ops
     >>> A, dt = jnp.full((1, 1), -1.0), jnp.full((1, 1), 0.5)
@@ -48,18 +48,33 @@ def diagonal_power(
     """
     where = "diagonal_power"
     check_rule(where, rule, TRANSITIONS)
-    check_step(where, "dt", dt)
+    _checks.require_arrays(where, A=A, steps=steps)
     _checks.require_dtype(where, {"A": A}, jnp.inexact, "a floating or complex")
-    _checks.require_dtype(where, {"steps": steps}, jnp.integer, "an integer")
-    if A.ndim != 2 or dt.shape != A.shape:
-        raise errors.bad_shape(where, "dt", dt, f"of the shape (h n) of A, {tuple(A.shape)}")
+    if A.ndim != 2:
+        raise errors.bad_shape(where, "A", A, "of rank 2, (h n)")
+    check_steps(where, dt, {"(h n)": A.shape})
+    longest = _check_numbers(where, steps, longest)
     number = jnp.promote_types(jnp.promote_types(A.real.dtype, dt.dtype), jnp.float32)
     re, im = (jnp.asarray(part, number) for part in as_pair(A))
-    count = max(1, int(longest).bit_length())
+    count = max(1, longest.bit_length())
     squared = squares((re, im), jnp.asarray(dt, number), rule, count)
     power = jnp.ones((len(steps), *A.shape), number), jnp.zeros((len(steps), *A.shape), number)
     for k in range(count):
         wanted = ((steps >> k) & 1 == 1)[:, None, None]
         more = times(power, (squared[0][k][None], squared[1][k][None]))
         power = tuple(jnp.where(wanted, new, old) for new, old in zip(more, power, strict=True))
-    return as_complex(power) if jnp.iscomplexobj(A) else power[0]
+    return from_pair(power) if jnp.iscomplexobj(A) else power[0]
+
+
+def _check_numbers(where, steps, longest) -> int:
+    """Checks the numbers of steps, as far as they are known; returns `longest` as a Python int."""
+    longest = errors.as_int(where, "longest", longest, least=0, remedy=_checks.STATIC)
+    _checks.require_dtype(where, {"steps": steps}, jnp.integer, "an integer")
+    if steps.ndim != 1:
+        raise errors.bad_shape(where, "steps", steps, "of rank 1, (b)", "Each row of a batch has a number of its own.")
+    if not isinstance(steps, jax.core.Tracer) and len(steps):
+        least, most = (int(f(np.asarray(steps))) for f in (np.min, np.max))
+        if least < 0 or most > longest:
+            got, wanted = least if least < 0 else most, f"from 0 to longest = {longest}"
+            raise errors.bad_argument(where, "steps", got, wanted, "longest bounds the numbers of steps.")
+    return longest

@@ -30,7 +30,8 @@ def linear_scan(
     A scan of associative pairs (Blelloch 1990; Martin & Cundy 2018, arXiv:1709.04057, section 2). Computed in float32
     or complex64 at least, and deterministic: one step after the other on a CPU, by `jax.lax.associative_scan`
     elsewhere, with complex numbers as pairs of reals. All array arguments have gradients; the backward pass is the same
-    scan against time and keeps `a` and the result.
+    scan against time and keeps `a` and the result. Reverse mode only; `implementation="reference"` has forward mode,
+    too.
 
     Args:
         a: Decays, real or complex: (b l *f), or (*f) if they are the same at every step, which saves time and memory.

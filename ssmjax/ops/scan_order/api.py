@@ -42,7 +42,11 @@ def from_permutation(permutation: np.ndarray | Sequence[int]) -> Order:
     >>> ssmjax.ops.scan_order.from_permutation([2, 0, 1]).inverse.tolist()
     [1, 2, 0]
     """
-    permutation = np.asarray(permutation)
+    try:
+        permutation = np.asarray(permutation)
+    except (TypeError, ValueError):  # it is traced, or rows differ in length
+        remedy = "It decides what is compiled: numbers that are known, static under jax.jit."
+        raise errors.bad_shape("from_permutation", "permutation", permutation, "an array of ints", remedy) from None
     if permutation.ndim != 1 or not np.array_equal(np.sort(permutation), np.arange(permutation.size)):
         raise errors.bad_shape("from_permutation", "permutation", permutation, "each of 0 ... l-1 once, of rank 1")
     return Order(permutation.astype(np.int32), np.argsort(permutation).astype(np.int32))
@@ -80,6 +84,8 @@ def reverse(order: Order) -> Order:
 
 def apply_order(x: Inexact[Array, "b l *d"], order: Order) -> Inexact[jax.Array, "b l *d"]:
     """Puts tokens into scan order: `x[:, order.forward]`. Exact and deterministic in both directions.
+
+    Derivatives are in reverse mode only.
 
     Args:
         x: Tokens, (b l *d).
@@ -130,14 +136,16 @@ _permute.defvjp(_permute_fwd, _permute_bwd)
 
 
 def _grid(where, y, x):
-    for name, size in (("y", y), ("x", x)):
-        if size < 1:
-            raise errors.bad_argument(where, name, size, "at least 1")
+    y, x = (errors.as_int(where, n, v, least=1, remedy=_checks.STATIC) for n, v in (("y", y), ("x", x)))
     return np.arange(y * x, dtype=np.int32).reshape(y, x)
 
 
 def _check(where, x, order):
+    _checks.require_arrays(where, x=x)
     _checks.require_dtype(where, {"x": x}, jnp.inexact, "a floating or complex")
+    if not isinstance(order, Order):
+        remedy = "Make one: ssmjax.ops.scan_order.from_permutation(order)."
+        raise errors.bad_shape(where, "order", order, "an ssmjax.ops.scan_order.Order", remedy)
     if x.ndim < 2:
         raise errors.bad_shape(where, "x", x, "of rank 2 or more, (b l *d)")
     if x.shape[1] != len(order):

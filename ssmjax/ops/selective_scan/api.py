@@ -43,6 +43,7 @@ def selective_scan(
     Everything is computed in float32 whatever the inputs' dtype (in float64 if `x` is float64) and is deterministic.
     All array arguments but `segment_ids` have gradients, and so has the returned state. The backward pass keeps the
     inputs and one state per chunk of about 64 steps, nothing of size (b l e n).
+    Reverse mode only; `implementation="reference"` has forward mode, too.
 
     Args:
         x: Input, (b l e), any float dtype. Channels are last; the CUDA op of the paper takes (b e l).

@@ -3,14 +3,15 @@
 import jax
 import jax.numpy as jnp
 
+from ssmjax import _compat
+
 __all__ = ["selective_scan_reference"]
 
 
 def selective_scan_reference(x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse):
     """Returns `y` (b l e) in the dtype of `x` and the last state (b e n); arguments as in `api.selective_scan`."""
     real = jnp.promote_types(x.dtype, jnp.float32)
-    number = jnp.promote_types(A.dtype, real)
-    b, l, e = x.shape
+    (b, l, e), number = x.shape, jnp.promote_types(A.dtype, real)
     u, dt = x.astype(real), dt.astype(real)
     dt = dt if dt_bias is None else dt + dt_bias.astype(real)[None, None]
     dt = jax.nn.softplus(dt) if dt_softplus else dt
@@ -23,8 +24,7 @@ def selective_scan_reference(x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, seg
 
     reset = jnp.zeros((b, l), bool)
     if segment_ids is not None:
-        new = segment_ids[:, 1:] != segment_ids[:, :-1]
-        reset = jnp.pad(new, ((0, 0), (0, 1) if reverse else (1, 0)))
+        reset = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (0, 1) if reverse else (1, 0)))
 
     def step(h, now):
         u, dt, B, C, reset = now
@@ -34,7 +34,7 @@ def selective_scan_reference(x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, seg
 
     now = (u.swapaxes(0, 1), dt.swapaxes(0, 1), at_every_step(B), at_every_step(C), reset.T)
     h0 = jnp.zeros((b, *A.shape), number) if h0 is None else h0.astype(number)
+    h0, A, *now = _compat.vary_alike((h0, A, *now))  # for shard_map, where a loop's carry keeps its type
     state, y = jax.lax.scan(step, h0, now, reverse=reverse)
     y = y.swapaxes(0, 1) + (0 if D is None else u * D.astype(real)[None, None])
-    y = y if z is None else y * jax.nn.silu(z.astype(real))
-    return y.astype(x.dtype), state
+    return (y if z is None else y * jax.nn.silu(z.astype(real))).astype(x.dtype), state

@@ -32,7 +32,8 @@ def separable_conv(
     `separable_kernel`, but one axis is handled after the other and the kernel over all axes never exists: in matrix
     products along axes of up to a few hundred, the lengths of images, by transforms along longer ones.
 
-    Computed in float32 whatever the dtype of `x` (float64 if it is float64), deterministic.
+    Computed in float32 whatever the dtype of `x` (float64 if it is float64), deterministic. Reverse mode only where it
+    transforms; `implementation="reference"` has forward mode, too.
 
     Args:
         x: Input, (b *s d), any float dtype.
@@ -54,8 +55,8 @@ def separable_conv(
     >>> ssmjax.ops.separable_conv(x, [kernel, kernel])[0, 0, :, :, 0].round(3).tolist()
     [[1.0, 2.0], [2.0, 4.0]]
     """
-    origin = (0,) * len(kernels) if origin is None else tuple(origin)
-    _check(x, kernels, D, origin)
+    kernels = _checks.as_tuple("separable_conv", "kernels", kernels)
+    origin = _check(x, kernels, D, origin)
     empty = "an axis has size 0" if any(0 in v.shape for v in (x, *kernels)) else None
     chosen = backend.resolve("separable_conv", implementation, {"xla": empty, "reference": None})
     number = jnp.promote_types(x.dtype, jnp.float32)
@@ -68,20 +69,19 @@ def separable_conv(
 
 
 def _check(x, kernels, D, origin):
+    """Returns the origin as a tuple of Python ints."""
     where = "separable_conv"
-    named = {f"kernels[{i}]": kernel for i, kernel in enumerate(kernels)}
-    _checks.require_dtype(where, {"x": x, **named, "D": D}, jnp.floating, "a real floating")
-    if not kernels or x.ndim != len(kernels) + 2:
+    _checks.require_arrays(where, x=x)
+    _checks.require_dtype(where, {"x": x, "D": D}, jnp.floating, "a real floating")
+    if x.ndim != len(kernels) + 2:
         raise errors.bad_shape(where, "x", x, f"(b *s d) with as many axes *s as kernels, {len(kernels)}")
     first = kernels[0]
-    for name, kernel in named.items():
+    for i, kernel in enumerate(kernels):
         if kernel.ndim != 4 or kernel.shape[:2] != first.shape[:2] or kernel.shape[3] != x.shape[-1]:
             wanted = f"(r c k d), with the (r c) of the first, {tuple(first.shape[:2])}, and d = {x.shape[-1]}"
-            raise errors.bad_shape(where, name, kernel, wanted)
+            raise errors.bad_shape(where, f"kernels[{i}]", kernel, wanted)
     _checks.require_shape(where, "D", D, "(c d)", (first.shape[1], x.shape[-1]))
-    taps = tuple(kernel.shape[2] for kernel in kernels)
-    if len(origin) != len(kernels) or not all(0 <= o < k for o, k in zip(origin, taps, strict=True)):
-        raise errors.bad_argument(where, "origin", origin, f"an index into the taps {taps}, one for each axis")
+    return _checks.as_origin(where, origin, [kernel.shape[2] for kernel in kernels])
 
 
 def _example(key):

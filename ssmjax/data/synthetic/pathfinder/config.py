@@ -3,8 +3,7 @@
 import dataclasses
 import math
 
-from ssmjax.data.synthetic.streams import at_least
-from ssmjax.errors import bad_argument
+from ssmjax.errors import as_float, as_int, bad_argument
 
 __all__ = ["PATHFINDER", "PathfinderConfig"]
 
@@ -24,7 +23,8 @@ class PathfinderConfig:
         distractor_paddles: In all; they are dealt to distractors a third as long as a target.
         target_contrast: Brightness of the targets; that of the markers is 1.
         distractor_contrast: Brightness of the distractors.
-        contour_length: Paddles of a target: 14 is the "hard" level, the one in use; 6 and 9 are the others.
+        contour_length: Paddles of a target: 14 is the "hard" level, the one in use; 6 and 9 are the others. Any number
+            from 3 on is drawn by the same rules, as long as the image has room for two such contours.
         padding: Width of the frame that contours keep out of.
         antialias: How many times finer the canvas is that a paddle is drawn on.
         paddle_tries: Draws of a paddle that must not cross another one.
@@ -54,21 +54,27 @@ class PathfinderConfig:
             ValueError: If one is out of its range, or two do not fit each other.
         """
         where = "PathfinderConfig"
-        at_least(where, 1, paddle_length=self.paddle_length, padding=self.padding, antialias=self.antialias)
-        at_least(where, 1, paddle_tries=self.paddle_tries, distractor_tries=self.distractor_tries)
-        at_least(where, 0, distractor_paddles=self.distractor_paddles)
-        at_least(where, 3, contour_length=self.contour_length)
-        if not self.margins or min(self.margins) < 1:
-            raise bad_argument(where, "margins", self.margins, "one or more positive integers")
+
+        def whole(name: str, least: int) -> None:
+            object.__setattr__(self, name, as_int(where, name, getattr(self, name), least=least))
+
+        for name in ("paddle_length", "padding", "antialias", "paddle_tries", "distractor_tries"):
+            whole(name, 1)
+        whole("distractor_paddles", 0)
+        whole("contour_length", 3)  # a distractor is a third as long
+        margins = self.margins if isinstance(self.margins, tuple | list) else ()
+        if not margins:
+            raise bad_argument(where, "margins", self.margins, "a tuple of one or more positive ints")
+        margins = tuple(as_int(where, f"margins[{i}]", margin, least=1) for i, margin in enumerate(margins))
+        object.__setattr__(self, "margins", margins)
         for name in ("paddle_thickness", "marker_radius", "continuity", "target_contrast", "distractor_contrast"):
-            if not getattr(self, name) > 0:
-                raise bad_argument(where, name, getattr(self, name), "positive")
+            object.__setattr__(self, name, as_float(where, name, getattr(self, name), positive=True))
         if not (self.paddle_thickness * self.antialias).is_integer():
             wanted = f"a multiple of 1 / antialias = 1 / {self.antialias}"
             raise bad_argument(where, "paddle_thickness", self.paddle_thickness, wanted)
         # Then both first paddles lie inside the image wherever they are turned.
-        at_least(where, self.paddle_length + max(self.margins) + 2, seed_distance=self.seed_distance)
-        at_least(where, 4 * self.seed_distance + 1, size=self.size)
+        whole("seed_distance", self.paddle_length + max(margins) + 2)
+        whole("size", 4 * self.seed_distance + 1)
 
     @property
     def distractor_length(self) -> int:

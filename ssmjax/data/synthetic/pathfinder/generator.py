@@ -16,13 +16,14 @@ import numpy as np
 from ssmjax.data.synthetic.pathfinder.config import PATHFINDER, PathfinderConfig
 from ssmjax.data.synthetic.pathfinder.contours import Contours, Field, first_places, grow, paste
 from ssmjax.data.synthetic.pathfinder.paddles import DEGREES, PaddleTables, paddle_tables
-from ssmjax.data.synthetic.streams import at_least, stream
-from ssmjax.errors import bad_argument, unknown_name
+from ssmjax.data.synthetic.streams import stream
+from ssmjax.errors import as_int, bad_argument, bad_shape, unknown_name
 
 __all__ = ["Pathfinder", "draw_pathfinder"]
 
 _BLOCK = 64  # images drawn under one key; a part of the data set's definition
 _WAVE_PIXELS = 2**22  # of the canvases on which targets are grown at once; likewise
+_BARREN = 256  # waves in a row without two whole targets, after which there is taken to be no room for them
 _FREE = 76  # of 255: up to a claim of 0.3 a pixel is free
 _LEAST_FREE = 0.01  # share of free pixels below which no distractor is tried
 _SEED_TRIES = 3  # draws of a distractor's first paddle
@@ -79,9 +80,12 @@ def draw_pathfinder(
         if config not in PATHFINDER:
             raise unknown_name("Pathfinder set", config, tuple(PATHFINDER))
         config = PATHFINDER[config]
-    at_least("draw_pathfinder", 1, count=count, workers=workers)
-    at_least("draw_pathfinder", 0, start=start)
-    stream("draw_pathfinder", seed, 0)  # a bad seed is found before a worker starts
+    where = "draw_pathfinder"
+    if not isinstance(config, PathfinderConfig):
+        raise bad_shape(where, "config", config, "a PathfinderConfig or a name in PATHFINDER")
+    count, workers = as_int(where, "count", count, least=1), as_int(where, "workers", workers, least=1)
+    start = as_int(where, "start", start, least=0)
+    stream(where, seed, 0)  # a bad seed is found before a worker starts
     first, last = start // _BLOCK, (start + count - 1) // _BLOCK
     draw = functools.partial(_draw_block, config, seed)
     if workers == 1:
@@ -122,14 +126,20 @@ def _draw_targets(
 ) -> tuple[Contours, Field]:
     """Draws pairs of contours until `count` are whole, and what these take; the others leave no trace."""
     wave = max(_BLOCK, _WAVE_PIXELS // tables.canvas**2)
-    found, taken, missing = [], [], count
+    found, taken, missing, barren = [], [], count, 0
     while missing:
         contours = Contours.start(tables, *_target_seeds(config, tables, wave, rng), config.contour_length)
         field = Field.empty(config, tables, wave)
         whole = grow(contours, field, config, tables, rng)[:missing]
         found.append(contours[whole])
         taken.append(field[whole])
-        missing -= len(whole)
+        missing, barren = missing - len(whole), 0 if len(whole) else barren + 1
+        if barren == _BARREN:
+            wanted = f"so small that two targets find room in {config.size} pixels"
+            remedy = (
+                f"None did of the last {_BARREN * wave}: a smaller one, a larger size or a smaller continuity may do."
+            )
+            raise bad_argument("draw_pathfinder", "contour_length", config.contour_length, wanted, remedy)
     return Contours.concatenate(found), Field.concatenate(taken)
 
 
