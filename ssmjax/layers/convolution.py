@@ -17,9 +17,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import _compat, errors, ops
+from ssmjax.layers.checks import check_array, check_mask, check_options, check_rate, check_tokens
 from ssmjax.layers.padding import compact
 from ssmjax.layers.recurrence import Bidirectional
-from ssmjax.layers.state_space import check_rate
 from ssmjax.shapes import Array, Expanded, Float, Inexact, Mask, Tokens
 
 __all__ = ["Bidirectional", "ConvolutionLayer", "Mode", "Recurrence", "longest", "scan"]
@@ -36,6 +36,11 @@ class Recurrence(Protocol):
     """A discretized state space for every feature, a tree of arrays."""
 
     C: Inexact[jax.Array, "c h n"]
+
+    @property
+    def modes(self) -> int:
+        """The size of a state."""
+        ...
 
     def advance(self, u: Any, real: Any, state: Any) -> tuple[Any, Any]:
         """Outputs (b c l h) of some steps `u` (b l h), and the state after them; only those that are `real` count."""
@@ -164,10 +169,12 @@ class ConvolutionLayer(nnx.Module):
             ValueError: `u` is not one token a row, or the layer runs in both directions.
         """
         where = f"{self._name}.step"
-        if u.ndim != 2 or u.shape[1] != self.d_model:
-            wanted = f"(b, {self.d_model}), one token a row"
-            raise errors.bad_shape(where, "u", u, wanted, "Call the layer itself for a sequence.")
+        wanted = f"(b, {self.d_model}), one token a row"
+        check_array(where, "u", u, (None, self.d_model), wanted, "Call the layer itself for a sequence.")
         recurrence = self.recurrence(rate) if recurrence is None else recurrence
+        wanted = len(u), self.d_model, recurrence.modes
+        remedy = "`init_state(b)` makes one; for the diagonal form of S4, `recurrence.enter` makes its own of that."
+        check_array(where, "state", state, wanted, f"(b, d, n) = {wanted}", remedy)
         x = u[:, None].astype(jnp.float32)
         y, state = recurrence.advance(x, jnp.ones(x.shape[:2], bool), state)
         y = y + self._skip(x)
@@ -177,6 +184,11 @@ class ConvolutionLayer(nnx.Module):
     def kernel_channels(self) -> int:
         """How many kernels a feature has: a second half for the reverse direction."""
         return self.channels * (1 if self.bidirectional == "none" else 2)
+
+    def _add_kernel(self, kind: type, **options: Any) -> None:
+        """Makes the kernel, with one set of taps for every channel and direction."""
+        check_options(self._name, kind, options)
+        self.kernel = kind(self.d_model, channels=self.kernel_channels, **options)
 
     def _convolve(self, x: Tokens, rate: float | Array) -> Float[jax.Array, "b c l d"]:
         kernel, origin = self.kernel(self._taps(x.shape[1], rate), rate), 0
@@ -207,10 +219,8 @@ class ConvolutionLayer(nnx.Module):
 
     def _check(self, u: Any, mask: Any, state: Any, rate: Any, mode: str, stateful: bool) -> None:
         where = self._name
-        if u.ndim != 3 or u.shape[-1] != self.d_model:
-            raise errors.bad_shape(where, "u", u, f"(b, l, {self.d_model})", "Features are last, time is second.")
-        if mask is not None and mask.shape != u.shape[:2]:
-            raise errors.bad_shape(where, "mask", mask, f"(b, l) = {u.shape[:2]}, one value a token of u")
+        check_tokens(where, u, self.d_model)
+        check_mask(where, mask, u.shape[:2])
         if mode not in get_args(Mode):
             raise ValueError(f"{where}: {errors.unknown_name('mode', mode, get_args(Mode))}")
         check_rate(where, rate)
@@ -220,8 +230,8 @@ class ConvolutionLayer(nnx.Module):
             wanted = f"at most {taps} long, from where on the convolution forgets and a state does not"
             raise errors.bad_shape(where, "u", u, wanted, "Build it with l_max=None.")
         wanted = (u.shape[0], *jax.eval_shape(lambda: self.init_state(1)).shape[1:])
-        if state is not None and state.shape != wanted:
-            raise errors.bad_shape(where, "state", state, f"(b, d, n) = {wanted}", "Use `init_state(b)`.")
+        if state is not None:
+            check_array(where, "state", state, wanted, f"(b, d, n) = {wanted}", "`init_state(b)` makes one.")
 
     def _check_one_direction(self) -> None:
         if self.bidirectional != "none":
@@ -242,18 +252,17 @@ def longest(where: str, l_max: int, rate: float | Array) -> int:
     Args:
         where: The public class, for messages.
         l_max: The length at a rate of 1.
-        rate: See `ConvolutionLayer`.
+        rate: One that has passed `check_rate`.
 
     Raises:
-        ValueError: The rate is not positive, or has no value, under a transform such as `jax.jit`.
+        ValueError: The rate has no value, under a transform such as `jax.jit`.
 
     >>> longest("S4D", 1024, 2.0)
     512
     """
-    check_rate(where, rate)
     if isinstance(rate, jax.core.Tracer):
-        remedy = "A length depends on it: close over the number, or build the layer with l_max=None."
-        raise errors.bad_argument(where, "rate", rate, "a Python number with l_max", remedy)
+        remedy = f"A length, {l_max} / rate, depends on it: close over the number, or make the argument static."
+        raise errors.bad_argument(where, "rate", rate, "a Python number", remedy)
     return max(1, round(l_max / float(rate)))
 
 

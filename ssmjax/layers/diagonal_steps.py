@@ -31,6 +31,11 @@ class DiagonalRecurrence(NamedTuple):
     B_bar: Inexact[jax.Array, "h n"]
     C: Inexact[jax.Array, "c h n"]
 
+    @property
+    def modes(self) -> int:
+        """The size of a state, n."""
+        return self.A_bar.shape[-1]
+
     def advance(
         self, u: Float[Array, "b l h"], real: Mask, state: Inexact[Array, "b h n"]
     ) -> tuple[Float[jax.Array, "b c l h"], Inexact[jax.Array, "b h n"]]:
@@ -103,6 +108,11 @@ def softmax_epsilon(
     return EPSILON / jnp.maximum(first * (modes.real**2 + modes.imag**2), TINY)
 
 
-def inverse(z: Inexact[Array, "..."]) -> Inexact[jax.Array, "..."]:
-    """`1 / z`, which stays finite near zero, where the square of a float32 vanishes."""
-    return z.conj() / jnp.maximum(z.real**2 + z.imag**2, TINY)
+def inverse(z: Inexact[Array, "..."], epsilon: float = 0.0) -> Inexact[jax.Array, "..."]:
+    """`1 / z`, which stays finite near zero, where the square of a float32 vanishes.
+
+    Args:
+        z: The numbers.
+        epsilon: Added to the square of their size, as DSS has it.
+    """
+    return z.conj() / jnp.maximum(z.real**2 + z.imag**2 + epsilon, TINY)

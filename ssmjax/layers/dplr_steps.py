@@ -10,7 +10,15 @@ from ssmjax import _compat, errors
 from ssmjax.layers.diagonal_steps import DiagonalRecurrence
 from ssmjax.shapes import Array, Complex, Float, Mask
 
-__all__ = ["DPLRRecurrence", "DenseRecurrence", "LinearRecurrence", "StepForm", "diagonal_form", "linear_form"]
+__all__ = [
+    "DPLRRecurrence",
+    "DenseRecurrence",
+    "EigenRecurrence",
+    "LinearRecurrence",
+    "StepForm",
+    "diagonal_form",
+    "linear_form",
+]
 
 StepForm = Literal["dense", "linear", "diagonal"]
 """How S4 makes a step: with a matrix, with its low-rank structure, or in the eigenbasis where that is sound."""
@@ -31,6 +39,11 @@ class DenseRecurrence(NamedTuple):
     E: Float[jax.Array, "h m m"]
     B_bar: Float[jax.Array, "h m"]
     C: Float[jax.Array, "c h m"]
+
+    @property
+    def modes(self) -> int:
+        """The size of a state, n."""
+        return self.C.shape[-1] // 2
 
     def advance(
         self, u: Float[Array, "b l h"], real: Mask, state: Complex[Array, "b h n"]
@@ -62,6 +75,11 @@ class LinearRecurrence(NamedTuple):
     R: Complex[jax.Array, "r h n"]
     C: Float[jax.Array, "c h m"]
 
+    @property
+    def modes(self) -> int:
+        """The size of a state, n."""
+        return self.A.shape[-1]
+
     def advance(
         self, u: Float[Array, "b l h"], real: Mask, state: Complex[Array, "b h n"]
     ) -> tuple[Float[jax.Array, "b c l h"], Complex[jax.Array, "b h n"]]:
@@ -83,7 +101,48 @@ class LinearRecurrence(NamedTuple):
         return _run(change, self, u, real, state)
 
 
-DPLRRecurrence = DenseRecurrence | LinearRecurrence | DiagonalRecurrence
+class EigenRecurrence(NamedTuple):
+    """The same in the eigenbasis of `A_bar`, with O(m) operations a step and states of its own.
+
+    `enter` makes its state of a layer's, once before many steps, and `leave` goes back.
+
+    Attributes:
+        A_bar: (h m), the eigenvalues.
+        B_bar: (h m).
+        C: (c h m), halved, since a diagonal recurrence counts twice.
+        V: (h m m), the eigenvectors, in columns.
+        inverse: (h m m), of `V`.
+    """
+
+    A_bar: Complex[jax.Array, "h m"]
+    B_bar: Complex[jax.Array, "h m"]
+    C: Complex[jax.Array, "c h m"]
+    V: Complex[jax.Array, "h m m"]
+    inverse: Complex[jax.Array, "h m m"]
+
+    @property
+    def modes(self) -> int:
+        """The size of a state."""
+        return self.A_bar.shape[-1]
+
+    def advance(
+        self, u: Float[Array, "b l h"], real: Mask, state: Complex[Array, "b h m"]
+    ) -> tuple[Float[jax.Array, "b c l h"], Complex[jax.Array, "b h m"]]:
+        """As in `DenseRecurrence`, but for the state's basis."""
+        return DiagonalRecurrence(self.A_bar, self.B_bar, self.C).advance(u, real, state)
+
+    def enter(self, state: Complex[Array, "b h n"]) -> Complex[jax.Array, "b h m"]:
+        """The state of a layer, in this basis."""
+        x = jnp.concatenate([state.real, state.imag], axis=-1).astype(state.dtype)
+        return jnp.einsum("hij,bhj->bhi", self.inverse, x, precision="highest")
+
+    def leave(self, state: Complex[Array, "b h m"]) -> Complex[jax.Array, "b h n"]:
+        """The inverse of `enter`."""
+        x = jnp.einsum("hij,bhj->bhi", self.V, state, precision="highest").real
+        return jax.lax.complex(*jnp.split(x, 2, axis=-1))
+
+
+DPLRRecurrence = DenseRecurrence | LinearRecurrence | EigenRecurrence
 """What `DPLRKernel.recurrence` returns."""
 
 
@@ -97,8 +156,8 @@ def linear_form(system: Any, C: Float[Array, "c h m"]) -> LinearRecurrence:
     return LinearRecurrence(A, P, B, D, jnp.swapaxes(R, 0, 1), C)
 
 
-def diagonal_form(steps: DenseRecurrence) -> DiagonalRecurrence:
-    """The recurrence in the eigenbasis of `A_bar`, found on the host in float64; its state has all m modes.
+def diagonal_form(steps: DenseRecurrence) -> EigenRecurrence:
+    """The recurrence in the eigenbasis of `A_bar`, found on the host in float64.
 
     Raises:
         ValueError: The eigenvectors are too nearly parallel, or the arrays have no values, under `jax.jit`.
@@ -113,9 +172,10 @@ def diagonal_form(steps: DenseRecurrence) -> DiagonalRecurrence:
             f"The eigenvectors' condition number is {condition:.0e}, the largest that is sound {LARGEST_CONDITION:.0e}."
         )
         raise errors.bad_argument("S4", "form", "diagonal", "'dense' or 'linear' for this initialization", remedy)
-    B = np.linalg.solve(V, B[..., None])[..., 0]
-    C = 0.5 * np.einsum("chi,hij->chj", C, V)  # a diagonal recurrence counts twice
-    return DiagonalRecurrence(*(jnp.asarray(x, jnp.complex64) for x in (1 + values, B, C)))
+    inverse = np.linalg.inv(V)
+    B = np.einsum("hij,hj->hi", inverse, B)
+    C = 0.5 * np.einsum("chi,hij->chj", C, V)
+    return EigenRecurrence(*(jnp.asarray(x, jnp.complex64) for x in (1 + values, B, C, V, inverse)))
 
 
 def _run(change, recurrence, u, real, state):

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import DIAGONALS, diagonal_modes
+from ssmjax.layers.checks import check_rate
 from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer, longest
 from ssmjax.layers.diagonal_steps import (
     EPSILON,
@@ -20,7 +21,7 @@ from ssmjax.layers.diagonal_steps import (
     transition_rule,
 )
 from ssmjax.layers.s4d import DIAGONAL_RULES
-from ssmjax.layers.state_space import as_complex, as_real, check_rate, positive
+from ssmjax.layers.state_space import as_complex, as_real, positive
 from ssmjax.ops.kernels_s4.discretize import held
 from ssmjax.ops.kernels_s4.pairs import as_pair, reciprocal, times
 from ssmjax.shapes import Array, Complex, Float, Inexact, Int
@@ -50,8 +51,8 @@ class DSSKernel(nnx.Module):
             negative real part; "exp-re-im": the logarithms of both parts.
         max_real: The bound for "clip", or None. Modes that grow are sound with "softmax", in whole sequences only.
         init: How Lambda starts: a name of `ssmjax.init.diagonal.diagonal_modes`, but "rand".
-        l_max: With "softmax", the length L that modes are normalized over: then sequences may come in chunks and steps,
-            up to that length. None: the length of each sequence.
+        l_max: With "softmax", the length L that modes are normalized over, and the longest convolution: then sequences
+            may come in chunks and steps, also beyond L together. None: the length of each sequence, which has neither.
         dt_min: The smallest initial step size.
         dt_max: The largest.
         separate_dt: Whether the real and the imaginary part have step sizes of their own.
@@ -171,7 +172,7 @@ class DSSKernel(nnx.Module):
             lasts = self.scaled()[1] if self.discretization == "async" else None
             A_bar, gain = ops.discretize(A, dt, self.discretization, dt_input=lasts)
             if self.discretization != "dirac":
-                gain = gain * A * _inverse(self.modes_of_all())[None]
+                gain = gain * A * inverse(self.modes_of_all(), EPSILON)[None]
             return DiagonalRecurrence(A_bar, gain, C)
         self._check_recurrent()
         parts, length = as_pair(A), self._normalized_over(1, rate)
@@ -269,10 +270,4 @@ class DSS(ConvolutionLayer):
         **options,
     ):
         super().__init__(d_model, channels, bidirectional, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.kernel = DSSKernel(
-            d_model, d_state=d_state, channels=self.kernel_channels, param_dtype=param_dtype, rngs=rngs, **options
-        )
-
-
-def _inverse(z: Complex[Array, "..."]) -> Complex[jax.Array, "..."]:
-    return z.conj() / (z.real**2 + z.imag**2 + EPSILON)
+        self._add_kernel(DSSKernel, d_state=d_state, param_dtype=param_dtype, rngs=rngs, **options)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ssmjax import ops
 from ssmjax.init.diagonal import lru_ring
 from ssmjax.layers.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.state_space import positive
@@ -39,7 +40,11 @@ class LRU(ScanLayer):
         C_re, C_im: (h p); `C2_re` and `C2_im` beside them for the reverse direction.
         D: (h).
 
-    A `rate`, and the lengths of steps in `dts`, are powers of lambda: a step of length 2 forgets as two steps do.
+    A `rate`, and the lengths of steps in `dts`, are powers of lambda, and an input lasts as long: a step of length r is
+
+        x_t = lambda^r x_(t-1) + (lambda^r - 1) / (lambda - 1) gamma B u_t,
+
+    which is what r steps with the same input make of it. The angle of lambda counts within [-pi, pi].
 
     >>> import jax.numpy as jnp
     >>> layer = LRU(8, d_state=4, rngs=nnx.Rngs(0))
@@ -83,11 +88,18 @@ class LRU(ScanLayer):
 
     def _discretize(self, rate, dts):
         nu, theta, gamma = (positive(v[...], "exp") for v in (self.nu_log, self.theta_log, self.gamma_log))
+        if dts is None and isinstance(rate, int | float) and rate == 1:
+            size = jnp.exp(-nu)
+            return jax.lax.complex(size * jnp.cos(theta), size * jnp.sin(theta)), gamma
         if dts is not None:
             nu, theta, gamma = nu[None, None], theta[None, None], gamma[None, None]
             rate = rate * jnp.asarray(dts, jnp.float32)[..., None]
-        size, angle = jnp.exp(-rate * nu), rate * theta
-        return jax.lax.complex(size * jnp.cos(angle), size * jnp.sin(angle)), gamma
+        A = jax.lax.complex(-nu, theta - 2 * math.pi * jnp.round(theta / (2 * math.pi)))
+        decay, lasting = ops.discretize(
+            A, jnp.broadcast_to(rate, jnp.broadcast_shapes(jnp.shape(rate), A.shape)), "zoh"
+        )
+        _, once = ops.discretize(A, jnp.ones_like(nu), "zoh")
+        return decay, gamma * lasting / once
 
 
 def _output_names(bidirectional: Bidirectional) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
+from ssmjax.layers.checks import check_array, check_mask, check_rate, check_tokens
 from ssmjax.layers.padding import Compaction, compact
-from ssmjax.layers.state_space import check_rate
 from ssmjax.ops.kernels_s4.discretize import check_step
 from ssmjax.shapes import Array, Complex, Float, Mask, Tokens
 
@@ -47,8 +47,8 @@ class ScanLayer(nnx.Module):
     def __init__(self, d_model: int, modes: int, bidirectional: Bidirectional, dtype: DTypeLike):
         where = type(self).__name__
         for name, value in (("d_model", d_model), ("d_state", modes)):
-            if value < 1:
-                raise errors.bad_argument(where, name, value, "at least 1")
+            if not isinstance(value, int) or value < 1:
+                raise errors.bad_argument(where, name, value, "a positive int")
         if bidirectional not in get_args(Bidirectional):
             raise ValueError(f"{where}: {errors.unknown_name('bidirectional', bidirectional, get_args(Bidirectional))}")
         self.d_model = d_model
@@ -150,9 +150,10 @@ class ScanLayer(nnx.Module):
         Raises:
             ValueError: `u` is not one token a row, or the layer runs in both directions.
         """
-        if u.ndim != 2:
-            where = f"{type(self).__name__}.step"
-            raise errors.bad_shape(where, "u", u, "(b, d), one token a row", "Call the layer itself for a sequence.")
+        where, wanted = f"{type(self).__name__}.step", f"(b, {self.d_model}), one token a row"
+        check_array(where, "u", u, (None, self.d_model), wanted, "Call the layer itself for a sequence.")
+        if dts is not None:
+            check_array(where, "dts", dts, (len(u),), f"(b) = ({len(u)},)", "It has one value a row of u.")
         steps = None if dts is None else dts[:, None]
         y, state = self(u[:, None], state=state, return_state=True, rate=rate, dts=steps)
         return y[:, 0], state
@@ -187,16 +188,13 @@ class ScanLayer(nnx.Module):
 
     def _check(self, u, mask, state, return_state, rate, mode, dts) -> None:
         where = type(self).__name__
-        if u.ndim != 3 or u.shape[-1] != self.d_model:
-            raise errors.bad_shape(where, "u", u, f"(b, l, {self.d_model})")
-        if jnp.issubdtype(u.dtype, jnp.complexfloating):
-            raise errors.bad_shape(where, "u", u, f"(b, l, {self.d_model}) of real numbers")
-        for name, x in (("mask", mask), ("dts", dts)):
-            if x is not None and x.shape != u.shape[:2]:
-                raise errors.bad_shape(where, name, x, f"(b, l) = {u.shape[:2]}", "It has one value a token of u.")
+        check_tokens(where, u, self.d_model)
+        check_mask(where, mask, u.shape[:2])
         wanted = u.shape[0], self.modes
-        if state is not None and state.shape != wanted:
-            raise errors.bad_shape(where, "state", state, f"(b, p) = {wanted}", "`init_state(b)` makes one.")
+        if dts is not None:
+            check_array(where, "dts", dts, u.shape[:2], f"(b, l) = {u.shape[:2]}", "It has one value a token of u.")
+        if state is not None:
+            check_array(where, "state", state, wanted, f"(b, p) = {wanted}", "`init_state(b)` makes one.")
         if mode not in ("auto", "scan"):
             remedy = "A convolution would need a kernel for each pair of features."
             raise errors.bad_argument(where, "mode", mode, "'auto' or 'scan'", remedy)

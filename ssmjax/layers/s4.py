@@ -9,9 +9,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer
+from ssmjax.layers.checks import check_rate
+from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer, longest
 from ssmjax.layers.dplr_steps import DenseRecurrence, DPLRRecurrence, StepForm, diagonal_form, linear_form
-from ssmjax.layers.state_space import StateSpaceParameters, as_complex, as_real, check_rate
+from ssmjax.layers.state_space import StateSpaceParameters, as_complex, as_real
 from ssmjax.ops.kernels_s4 import dense
 from ssmjax.shapes import Array, Complex, Float, Int
 
@@ -173,8 +174,9 @@ class DPLRKernel(StateSpaceParameters):
             rate: As in a call.
             form: "dense": a matrix of 2n x 2n real numbers a feature. "linear": O(n) numbers and operations a step, by
                 the Woodbury identity (section 3.3 of S4). "diagonal": in the eigenbasis of `A_bar`, found on the host
-                in float64. That is exact for FouT; LegS and LegT are refused, whose eigenvectors are so nearly parallel
-                that with 64 modes a fifth of the output would be lost.
+                in float64, with states of its own; see `dplr_steps.EigenRecurrence`. That is exact for FouT; LegS and
+                LegT are refused, whose eigenvectors are so nearly parallel that with 64 modes a fifth of the output
+                would be lost.
 
         Raises:
             ValueError: The form is unknown, or "diagonal" for matrices that are not so in floating point.
@@ -272,15 +274,12 @@ class DPLRKernel(StateSpaceParameters):
         self.C[...] = as_real(jax.lax.complex(re, -im)).astype(self.C.dtype)
 
     def _length(self, length: int, rate: float) -> int:
-        if isinstance(rate, jax.core.Tracer):
-            remedy = "The length of the transform depends on it: close over the number, or make the argument static."
-            raise errors.bad_argument("S4", "rate", rate, "a Python number", remedy)
-        longest = max(1, round(self.l_kernel / float(rate)))
-        if length > longest:
-            wanted = f"at most {longest}, for which C~ is made" + (f" (at rate {rate})" if rate != 1 else "")
+        most = longest("S4", self.l_kernel, rate)
+        if length > most:
+            wanted = f"at most {most}, for which C~ is made" + (f" (at rate {rate})" if rate != 1 else "")
             remedy = f"Build it with l_max={math.ceil(length * float(rate))}."
             raise errors.bad_argument("S4", "length", length, wanted, remedy)
-        return longest
+        return most
 
 
 class S4(ConvolutionLayer):
@@ -335,15 +334,7 @@ class S4(ConvolutionLayer):
         **options,
     ):
         super().__init__(d_model, channels, bidirectional, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.kernel = DPLRKernel(
-            d_model,
-            d_state=d_state,
-            l_max=l_max,
-            channels=self.kernel_channels,
-            param_dtype=param_dtype,
-            rngs=rngs,
-            **options,
-        )
+        self._add_kernel(DPLRKernel, d_state=d_state, l_max=l_max, param_dtype=param_dtype, rngs=rngs, **options)
 
     def recurrence(self, rate: float = 1.0, form: StepForm = "dense") -> DPLRRecurrence:
         """The discretized state space, to be computed once before many steps; see `DPLRKernel.recurrence`."""

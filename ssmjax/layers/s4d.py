@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
+from ssmjax.layers.checks import check_rate
 from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer
 from ssmjax.layers.diagonal_steps import (
     EPSILON,
@@ -16,7 +17,7 @@ from ssmjax.layers.diagonal_steps import (
     softmax_epsilon,
     transition_rule,
 )
-from ssmjax.layers.state_space import StateSpaceParameters, check_rate
+from ssmjax.layers.state_space import StateSpaceParameters
 from ssmjax.shapes import Array, Float, Inexact, Int
 
 __all__ = ["DIAGONAL_RULES", "S4D", "DiagonalKernel"]
@@ -42,9 +43,9 @@ class DiagonalKernel(StateSpaceParameters):
         copies: How many independent (A, B) there are, `s`: feature `h` uses copy `h mod s`. None: one a feature.
         init: How A starts: "diag-lin", "diag-inv", "legs", ...; see `ssmjax.init.diagonal.state_space`.
         B_init: How B starts, for a "diag-" initialization: "constant", "random", "alternating", "unit-cw", "unit-ccw".
-        discretization: A name of `ssmjax.ops.discretize`, or "softmax" or "dss": the modes are normalized over the
-            kernel's length, as in DSS, see `NORMALIZED`. "async" differs from "zoh" at another `rate`: an input then
-            lasts as long as at 1.
+        discretization: A name of `ssmjax.ops.discretize` ("euler" is unstable where `|1 + dt A| > 1`), or "softmax" or
+            "dss": modes are normalized over the kernel's length, as in DSS, see `NORMALIZED`. "async" differs from
+            "zoh" at another `rate`: an input then lasts as long as at 1.
         dt_min: The smallest initial step size.
         dt_max: The largest.
         dt_transform: What makes step sizes positive: "exp", "softplus", "relu", "sigmoid" or "clip".
@@ -233,9 +234,7 @@ class S4D(ConvolutionLayer):
         **options,
     ):
         super().__init__(d_model, channels, bidirectional, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        if l_max is not None and l_max < 1:
-            raise errors.bad_argument("S4D", "l_max", l_max, "positive, or None")
+        if l_max is not None and (not isinstance(l_max, int) or l_max < 1):
+            raise errors.bad_argument("S4D", "l_max", l_max, "a positive int, or None")
         self.l_max = l_max
-        self.kernel = DiagonalKernel(
-            d_model, d_state=d_state, channels=self.kernel_channels, param_dtype=param_dtype, rngs=rngs, **options
-        )
+        self._add_kernel(DiagonalKernel, d_state=d_state, param_dtype=param_dtype, rngs=rngs, **options)

@@ -9,10 +9,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
+from ssmjax.layers.checks import check_array, check_options, check_rate
 from ssmjax.layers.convolution import Bidirectional, longest
 from ssmjax.layers.s4 import DPLRKernel
 from ssmjax.layers.s4d import DiagonalKernel
-from ssmjax.layers.state_space import check_rate
 from ssmjax.shapes import Array, Float
 
 __all__ = ["S4ND"]
@@ -93,6 +93,7 @@ class S4ND(nnx.Module):
         rows = trank * channels * (1 if bidirectional == "none" else 2)
         options |= dict(d_state=d_state, channels=rows, bandlimit=bandlimit, dt_min=dt_min, dt_max=dt_max)
         options |= dict(param_dtype=param_dtype, rngs=rngs)
+        check_options("S4ND", DPLRKernel if kernel == "s4" else DiagonalKernel, options)
         if kernel == "s4":
             self.kernels = nnx.data([DPLRKernel(d_model, l_max=l, **options) for l in lengths])
         else:
@@ -113,9 +114,10 @@ class S4ND(nnx.Module):
             ValueError: A shape, or the number of rates, does not fit.
         """
         d = self.D.shape[-1]
-        if x.ndim != self.axes + 2 or x.shape[-1] != d:
-            remedy = f"The layer was built with axes={self.axes}."
-            raise errors.bad_shape("S4ND", "x", x, f"(b *s d) with {self.axes} axes *s and d = {d}", remedy)
+        wanted, remedy = f"(b *s d) with {self.axes} axes *s and d = {d}", f"The layer was built with axes={self.axes}."
+        check_array("S4ND", "x", x, (None,) * (self.axes + 1) + (d,), wanted, remedy)
+        if 0 in x.shape:
+            return jnp.zeros((*x.shape[:-1], self.channels * d), self.dtype)
         kernels, origin = self.axis_kernels(x.shape[1:-1], rate=rate)
         kernels[0] = kernels[0] / self.trank
         y = ops.separable_conv(x, kernels, self.D[...].astype(jnp.float32), origin=origin)
@@ -164,8 +166,8 @@ def _check_options(
             raise errors.bad_argument(where, name, value, "at least 1")
     if not 1 <= axes <= MAX_AXES:
         raise errors.bad_argument(where, "axes", axes, f"from 1 to {MAX_AXES}", "2 for images, 3 for videos.")
-    if len(l_max) != axes or any(l is not None and l < 1 for l in l_max):
-        raise errors.bad_argument(where, "l_max", l_max, f"a positive number, or {axes}, one for each axis")
+    if len(l_max) != axes or any(l is not None and (not isinstance(l, int) or l < 1) for l in l_max):
+        raise errors.bad_argument(where, "l_max", l_max, f"a positive int, or {axes}, one for each axis")
     if kernel == "s4" and None in l_max:
         remedy = "The kernel of S4 is stored for one length; take the longest side, or kernel='s4d'."
         raise errors.bad_argument(where, "l_max", None, "given with kernel='s4'", remedy)

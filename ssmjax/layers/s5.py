@@ -98,6 +98,7 @@ class S5(ScanLayer):
             raise ValueError(f"S5: {errors.unknown_name('c_init', c_init, get_args(OutputInit))}")
         if not 0 < dt_min <= dt_max:
             raise errors.bad_argument("S5", "(dt_min, dt_max)", (dt_min, dt_max), "positive and increasing")
+        _check_blocks(d_state, blocks, conj_sym)
         modes, V, V_inverse = block_diagonal_legs(d_state, blocks, conj_sym=conj_sym)
         super().__init__(d_model, len(modes), bidirectional, dtype)
         self.conj_sym = conj_sym
@@ -125,6 +126,17 @@ class S5(ScanLayer):
         step = rate * positive(self.log_step[...][:, 0], "exp")
         dt = step if dts is None else step[None, None] * jnp.asarray(dts, jnp.float32)[..., None]
         return ops.discretize(A, dt, self.discretization, dt_input=step if self.discretization == "async" else None)
+
+
+def _check_blocks(d_state: int, blocks: int, conj_sym: bool) -> None:
+    for name, value in (("d_state", d_state), ("blocks", blocks)):
+        if not isinstance(value, int) or value < 1:
+            raise errors.bad_argument("S5", name, value, "a positive int")
+    multiple = 2 * blocks if conj_sym else blocks
+    if d_state % multiple:
+        wanted = f"a multiple of {multiple}, {'twice the' if conj_sym else 'the'} number of blocks"
+        remedy = 'Take another `blocks`; of a model it is one of `layer_options`, such as {"blocks": 1}.'
+        raise errors.bad_argument("S5", "d_state", d_state, wanted, remedy)
 
 
 def _initial_B(key: jax.Array, V_inverse: np.ndarray, d_model: int) -> Float[jax.Array, "p h 2"]:

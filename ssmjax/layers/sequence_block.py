@@ -96,7 +96,7 @@ class SequenceBlock(nnx.Module):
             mask: (b l), False at padding.
             train: Whether dropout acts, where there is a key, and a batch norm uses the statistics of the batch.
             key: The random key.
-            rate: A factor on the step sizes, see the layers; a number, not a traced array, for "s4" and "s4nd".
+            rate: A factor on the step sizes, see the layers; a number, not a traced array, with an `l_max`.
 
         Returns:
             As `x`.

@@ -18,7 +18,7 @@ from ssmjax.init.diagonal import state_space
 from ssmjax.init.step_size import inverse_softplus
 from ssmjax.shapes import Array, Complex, Float, Inexact
 
-__all__ = ["TRANSFORMS", "Frozen", "StateSpaceParameters", "as_complex", "as_real", "check_rate", "positive"]
+__all__ = ["TRANSFORMS", "Frozen", "StateSpaceParameters", "as_complex", "as_real", "positive"]
 
 LOG_BOUND = math.log(1e7)
 LEAST = 1e-7
@@ -95,6 +95,10 @@ class StateSpaceParameters(nnx.Module):
         copies = d_model if copies is None else copies
         _check_sizes(where, d_model, d_state, channels, copies, conj_sym and not real)
         _check_names(where, dt_transform, real_transform, imag_transform, frozen)
+        if bandlimit is not None and not bandlimit > 0:
+            raise errors.bad_argument(
+                where, "bandlimit", bandlimit, "positive, or None", "It is a fraction of the band."
+            )
         if not 0 < dt_min <= dt_max:
             raise errors.bad_argument(where, "(dt_min, dt_max)", (dt_min, dt_max), "positive and increasing")
         _check_reach(where, "dt_transform", dt_transform, dt_max, "dt_max")
@@ -195,19 +199,6 @@ def as_real(z: Complex[Array, "*shape"]) -> Float[jax.Array, "*shape 2"]:
     return jnp.stack([jnp.real(z), jnp.imag(z)], axis=-1)
 
 
-def check_rate(where: str, rate: float | Array) -> None:
-    """Raises `ValueError` unless the rate is one positive finite number, as far as its value is known."""
-    if np.ndim(rate) != 0:
-        remedy = "It is one number for all sequences of a batch; `jax.vmap` has one for each."
-        raise errors.bad_shape(where, "rate", rate, "a number", remedy)
-    if isinstance(rate, jax.core.Tracer):
-        return
-    number = isinstance(rate, int | float | np.number | np.ndarray | jax.Array)
-    if not number or not 0 < float(rate) < math.inf:
-        got = float(rate) if number else rate
-        raise errors.bad_argument(where, "rate", got, "positive and finite", "It multiplies the step sizes.")
-
-
 def _initial_values(
     key: jax.Array, name: str, B: str, size: int, copies: int, rank: int, real: bool, conj_sym: bool
 ) -> tuple[list[np.ndarray], list[jax.Array]]:
@@ -245,6 +236,8 @@ def _check_sizes(where: str, d_model: int, d_state: int, channels: int, copies: 
 
 
 def _check_names(where: str, dt: str, real: str, imag: str, frozen: tuple[str, ...]) -> None:
+    if isinstance(frozen, str):
+        raise errors.bad_argument(where, "frozen", frozen, "a tuple of names", f"Pass ({frozen!r},).")
     kinds = (("dt_transform", dt, [*TRANSFORMS]), ("real_transform", real, [*TRANSFORMS]))
     kinds += (("imag_transform", imag, ["none", *TRANSFORMS]),)
     kinds += tuple(("frozen parameter", name, ["dt", "A", "B", "C", "P"]) for name in frozen)

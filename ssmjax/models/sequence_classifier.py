@@ -6,9 +6,11 @@ from typing import Any, Literal, no_type_check
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ssmjax import errors
+from ssmjax.layers.checks import check_array, check_lengths, check_mask
 from ssmjax.layers.gates import GateKind, Gelu
 from ssmjax.layers.norms import BatchNorm, make_norm
 from ssmjax.layers.pooling import Pool, pool
@@ -106,7 +108,7 @@ class SequenceConfig:
         frozen = tuple(sorted((str(name), tuple(v) if isinstance(v, list) else v) for name, v in pairs))
         object.__setattr__(self, "layer_options", frozen)
         check_fields(self)
-        for field in ("in_features", "d_model", "depth", "d_state"):
+        for field in ("num_classes", "in_features", "d_model", "depth", "d_state"):
             require(self, field, getattr(self, field) >= 1, "at least 1")
         for field in ("vocab_size", "l_max"):
             require(self, field, getattr(self, field) is None or getattr(self, field) >= 1, "at least 1, or None")
@@ -316,22 +318,21 @@ class SequenceClassifier(nnx.Module):
                 config.axes + 2,
                 jnp.floating,
             )
-        if inputs.ndim != rank or (config.vocab_size is None and inputs.shape[-1] != config.in_features):
-            remedy = f"Features are last; create the model with in_features={inputs.shape[-1]} for inputs like these."
-            remedy = "" if inputs.ndim != rank else remedy
-            raise errors.bad_shape(where, "inputs", inputs, wanted, remedy or "The batch is first.")
+        last = () if config.vocab_size is not None else (config.in_features,)
+        remedy = "The batch is first."
+        if config.vocab_size is None and np.ndim(inputs) == rank:
+            remedy = f"Features are last; for inputs like these, in_features={np.shape(inputs)[-1]}."
+        check_array(where, "inputs", inputs, (None,) * (rank - len(last)) + last, wanted, remedy)
         if not jnp.issubdtype(inputs.dtype, kind):
             raise errors.bad_shape(where, "inputs", inputs, wanted, "Tokens are integers, and other inputs are floats.")
         if (mask is not None or lengths is not None) and config.axes > 1:
             raise errors.bad_argument(where, "mask", "a mask or lengths", "left out with layer='s4nd'")
         if mask is not None and lengths is not None:
             raise errors.bad_argument(where, "lengths", "both mask and lengths", "one of the two")
-        if mask is not None and mask.shape != inputs.shape[:2]:
-            raise errors.bad_shape(where, "mask", mask, f"(b, l) = {inputs.shape[:2]}")
+        check_mask(where, mask, inputs.shape[:2])
         if lengths is None:
             return mask
-        if lengths.shape != inputs.shape[:1]:
-            raise errors.bad_shape(where, "lengths", lengths, f"(b) = {inputs.shape[:1]}")
+        check_lengths(where, lengths, inputs.shape[:2])
         return jnp.arange(inputs.shape[1])[None] < jnp.asarray(lengths)[:, None]
 
 
@@ -348,8 +349,9 @@ class SequenceRegressor(SequenceClassifier):
 def _unpair(where: str, inputs: Any, mask: Any, lengths: Any) -> tuple[Any, Any, Any, int]:
     """Pairs of sequences, one after the other in the batch."""
     for name, x in (("inputs", inputs), ("mask", mask), ("lengths", lengths)):
-        if x is not None and (x.ndim < 2 or x.shape[1] != 2):
-            raise errors.bad_shape(where, name, x, "(b, 2, ...), a pair of documents")
+        if x is not None:
+            rest = (None,) * (np.ndim(x) - 2)
+            check_array(where, name, x, (None, 2, *rest), "(b, 2, ...), a pair of documents")
     flat = [x if x is None else x.reshape(-1, *x.shape[2:]) for x in (inputs, mask, lengths)]
     return flat[0], flat[1], flat[2], len(inputs)
 

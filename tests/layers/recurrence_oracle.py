@@ -27,7 +27,12 @@ def system(layer):
     if isinstance(layer, LRU):
         log_decay, gamma = -np.exp(p["nu_log"]) + 1j * np.exp(p["theta_log"]), np.exp(p["gamma_log"])
         C = [p[f"{name}_re"] + 1j * p[f"{name}_im"] for name in ("C", "C2") if f"{name}_re" in p]
-        return p["B_re"] + 1j * p["B_im"], C, p["D"], lambda rate, dt: (np.exp(rate * dt * log_decay), gamma)
+        decay, log_decay = np.exp(log_decay), np.log(np.exp(log_decay))  # the angle within [-pi, pi]
+
+        def discretize(rate, dt):
+            return np.exp(rate * dt * log_decay), gamma * (np.exp(rate * dt * log_decay) - 1) / (decay - 1)
+
+        return p["B_re"] + 1j * p["B_im"], C, p["D"], discretize
     re = np.minimum(p["Lambda_re"], -1e-4) if layer.clip_eigs else p["Lambda_re"]
     A, step, rule = re + 1j * p["Lambda_im"], np.exp(p["log_step"][:, 0]), RULES[layer.discretization]
     B, *C = ((p[name] @ [1, 1j]) for name in ("B", "C", "C1", "C2") if name in p)

@@ -219,13 +219,16 @@ def test_messages():
         (lambda: layer(u * 1j), "S5: u must be .* of real numbers, got .* complex64"),
         (lambda: layer(u, state=layer.init_state(3)), r"S5: state must be \(b, p\) = \(2, 3\), got \(3, 3\)"),
         (lambda: layer(u, mode="conv"), "S5: mode must be 'auto' or 'scan', got 'conv'"),
-        (lambda: layer.step(u, layer.init_state(2)), r"S5.step: u must be \(b, d\).*Call the layer itself"),
+        (lambda: layer.step(u, layer.init_state(2)), r"S5.step: u must be \(b, 3\), one token.*Call the layer itself"),
         (lambda: both(u, return_state=True), "S5: bidirectional must be 'none' to carry a state, got 'inclusive'"),
         (lambda: both.step(u[:, 0], both.init_state(2)), "S5: bidirectional must be 'none' to carry a state"),
-        (lambda: S5(D, d_state=6, blocks=2, rngs=nnx.Rngs(0)), "size must be a multiple of 4, twice the number of"),
+        (
+            lambda: S5(D, d_state=6, blocks=2, rngs=nnx.Rngs(0)),
+            "S5: d_state must be a multiple of 4, twice the number of .*got 6. Take another",
+        ),
         (lambda: S5(D, dt_min=-1.0, rngs=nnx.Rngs(0)), r"S5: \(dt_min, dt_max\) must be positive and increasing"),
         (lambda: LRU(D, r_max=1.5, rngs=nnx.Rngs(0)), "must be 0 <= r_min < r_max <= 1"),
-        (lambda: LRU(0, rngs=nnx.Rngs(0)), "LRU: d_model must be at least 1, got 0"),
+        (lambda: LRU(0, rngs=nnx.Rngs(0)), "LRU: d_model must be a positive int, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

@@ -154,6 +154,20 @@ def test_the_diagonal_form_is_for_matrices_that_are_diagonal_in_floating_point()
         jax.eval_shape(lambda: DPLRKernel(D, d_state=4, rngs=nnx.Rngs(0)).recurrence(form="diagonal"))
 
 
+def test_steps_in_the_diagonal_form_continue_from_a_layers_state():
+    layer, u = make(init="fout", l_max=16), sequence(9)
+    whole, last = layer(u, return_state=True)
+    _, state = layer(u[:, :6], return_state=True)
+    recurrence = layer.recurrence(form="diagonal")
+    with pytest.raises(ValueError, match=r"S4.step: state must be .* = \(2, \d+, \d+\), got .*recurrence.enter"):
+        layer.step(u[:, 6], state, recurrence=recurrence)
+    state = recurrence.enter(state)
+    for t in range(6, 9):
+        y, state = layer.step(u[:, t], state, recurrence=recurrence)
+        oracle.close(y, whole[:, t], 1e-5)
+    oracle.close(recurrence.leave(state), last, 1e-5)
+
+
 def test_it_stays_stable_under_any_update():
     for update in (-1e6, 1e6):
         kernel = make().kernel

@@ -227,7 +227,7 @@ def test_messages():
             "dt_transform must be .* up to 2",
         ),
         (lambda: S4D(D, bidirectional="both", rngs=nnx.Rngs(0)), "S4D: Unknown bidirectional 'both'"),
-        (lambda: S4D(D, l_max=0, rngs=nnx.Rngs(0)), "l_max must be positive, or None, got 0"),
+        (lambda: S4D(D, l_max=0, rngs=nnx.Rngs(0)), "l_max must be a positive int, or None, got 0"),
         (lambda: S4D(D, frozen=("E",), rngs=nnx.Rngs(0)), "Unknown frozen parameter 'E'"),
         (lambda: layer(u, mask=np.ones((2, 4), bool)), r"S4D: mask must be \(b, l\) = \(2, 3\).*got \(2, 4\)"),
         (lambda: layer(u[..., :2]), r"S4D: u must be \(b, l, 6\), got \(2, 3, 2\)"),

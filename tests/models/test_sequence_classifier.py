@@ -262,6 +262,7 @@ def test_layer_options_are_overridden_as_a_dictionary():
         ({"layer": "s4nd", "pool": "last"}, "pool must be 'mean' or 'max' with layer='s4nd'"),
         ({"gate": "gluu"}, "gate must be"),
         ({"depth": 0}, "depth must be at least 1"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"layer": "s5", "l_max": 9}, "SequenceConfig: l_max must be None with layer='s5', got 9. Its sequences"),
         ({"layer": "lru", "l_max": 9}, "SequenceConfig: l_max must be None with layer='lru', got 9. Its sequences"),
     ],
@@ -274,16 +275,24 @@ def test_messages_of_the_configuration(fields, message):
 X, TOKENS = jnp.ones((2, 5, 1)), jnp.ones((2, 5), jnp.int32)
 
 
+@pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize(
     ("fields", "inputs", "options", "message"),
     [
         ({}, X[0], {}, r"inputs must be \(b, l, 1\) of a floating dtype, got \(5, 1\).*The batch is first"),
-        ({}, jnp.ones((2, 5, 3)), {}, "create the model with in_features=3"),
+        ({}, jnp.ones((2, 5, 3)), {}, "for inputs like these, in_features=3"),
         ({}, TOKENS[..., None], {}, "Tokens are integers"),
         ({"vocab_size": 7}, X[..., 0], {}, r"inputs must be \(b, l\) integers"),
         ({}, X, {"mask": jnp.ones((2, 4), bool)}, r"mask must be \(b, l\) = \(2, 5\), got \(2, 4\)"),
         ({}, X, {"lengths": jnp.ones(3, jnp.int32)}, r"lengths must be \(b\) = \(2,\), got \(3,\)"),
         ({}, X, {"lengths": jnp.ones(2, jnp.int32), "mask": jnp.ones((2, 5), bool)}, "one of the two"),
+        ({}, X.tolist(), {}, r"inputs must be an array, \(b, l, 1\).* got a list. Make it one: jnp.asarray"),
+        ({}, X, {"mask": [[True]]}, "mask must be an array, .* got a list"),
+        ({}, X, {"mask": X[..., 0]}, "mask must be of booleans, or of integers, got"),
+        ({}, X, {"lengths": [5, 5]}, "lengths must be an array, .* got a list"),
+        ({}, X, {"lengths": jnp.ones(2)}, "lengths must be of integers, got"),
+        ({}, X, {"lengths": jnp.array([-1, 5])}, r"lengths must be from 0 to 5, .* got \[-1, 5\]"),
+        ({}, X, {"lengths": jnp.array([6, 5])}, r"lengths must be from 0 to 5, .* got \[6, 5\]"),
         ({"documents": 2, "vocab_size": 7}, TOKENS, {}, r"inputs must be \(b, 2, ...\), a pair of documents"),
     ],
 )

@@ -114,8 +114,9 @@ def convert(state: Mapping[str, np.ndarray], config: SequenceConfig, where: str 
     real_transform = config.layer_arguments.get("real_transform", "exp")
     for i in range(config.depth):
         name = f"{_ssm(i)}kernel.l_kernel"
-        if config.layer == "s4" and name in state and int(state[name]) != (config.l_max or 1024):
-            wanted = f"{config.l_max}, the configuration's l_max"
+        l_max = config.parameters_depend_on.get("l_max")
+        if l_max is not None and name in state and int(state[name]) != l_max:
+            wanted = f"{l_max}, the configuration's l_max"
             raise bad_argument(where, name, int(state[name]), wanted, f"Use l_max={int(state[name])}.")
         check_real_parts(f"{where}: layers.{i}", state.get(f"{_ssm(i)}kernel.A_real"), real_transform)
     abstract = model_arrays(nnx.eval_shape(lambda: build("sequence_classifier", config)))
@@ -125,9 +126,9 @@ def convert(state: Mapping[str, np.ndarray], config: SequenceConfig, where: str 
 def to_reference(arrays: Mapping[str, Any], config: SequenceConfig) -> dict[str, np.ndarray]:
     """Converts arrays of ours to the original's names, with the buffers that an S4 needs."""
     theirs = _table(config).to_source(arrays)
-    if config.layer == "s4":
+    if (l_max := config.parameters_depend_on.get("l_max")) is not None:
         for i in range(config.depth):
-            theirs[f"{_ssm(i)}kernel.l_kernel"] = np.asarray(config.l_max or 1024)
+            theirs[f"{_ssm(i)}kernel.l_kernel"] = np.asarray(l_max)
     return theirs
 
 

@@ -1,0 +1,79 @@
+"""Bad input: one clear error, whichever layer of the time-invariant family it comes to."""
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from ssmjax.layers import DSS, LRU, S4, S4D, S4ND, S5
+
+D, LAYERS = 6, (S4, S4D, DSS, S5, LRU)
+u = jnp.ones((2, 3, D))
+
+CALLS = [
+    ({"u": u.tolist()}, r"u must be an array, \(b, l, 6\), got a list. Make it one: jnp.asarray\(u\)"),
+    ({"u": u[0]}, r"u must be \(b, l, 6\), got \(3, 6\)"),
+    ({"u": u + 0j}, "u must be .* of real numbers, got .* complex64. Real and imaginary parts are two features"),
+    ({"mask": [[True] * 3] * 2}, "mask must be an array, .*got a list"),
+    ({"mask": jnp.ones((2, 4), bool)}, r"mask must be \(b, l\) = \(2, 3\), got \(2, 4\)"),
+    ({"mask": jnp.ones((2, 3))}, "mask must be of booleans, or of integers, got .* float32"),
+    ({"state": [0.0]}, "state must be an array, .* got a list"),
+    ({"state": jnp.zeros((3, D))}, r"state must be .* `init_state\(b\)` makes one"),
+]
+
+
+@pytest.fixture(scope="module")
+def layers():
+    return {layer: layer(D, d_state=4, l_max=8, rngs=nnx.Rngs(0)) for layer in (S4, DSS)} | {
+        layer: layer(D, d_state=4, rngs=nnx.Rngs(0)) for layer in (S4D, S5, LRU)
+    }
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(("arguments", "message"), CALLS)
+def test_calls(layers, arguments, message):
+    for kind, layer in layers.items():
+        with pytest.raises(ValueError, match=f"^{kind.__name__}: {message}"):
+            layer(**{"u": u, **arguments})
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_steps(layers):
+    for kind, layer in layers.items():
+        name, token = kind.__name__, u[:, 0]
+        with pytest.raises(ValueError, match=f"^{name}.step: u must be an array, .*one token a row, got a list"):
+            layer.step(token.tolist(), layer.init_state(2))
+        with pytest.raises(ValueError, match=rf"^{name}.step: u must be \(b, 6\), one token a row, got \(2, 5\)"):
+            layer.step(token[:, :5], layer.init_state(2))
+        with pytest.raises(ValueError, match=f"^{name}.*: state must be .*makes one"):
+            layer.step(token, layer.init_state(3))
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (S4D, {"frozen": "dt"}, r"S4D: frozen must be a tuple of names, got 'dt'. Pass \('dt',\)"),
+        (S4D, {"l_max": 2.5}, "S4D: l_max must be a positive int, or None, got 2.5"),
+        (S4D, {"bandlimit": -1}, "S4D: bandlimit must be positive, or None, got -1"),
+        (S4ND, {"l_max": 2.5}, "S4ND: l_max must be a positive int, or 2, one for each axis"),
+        (S5, {"blocks": 0}, "S5: blocks must be a positive int, got 0"),
+        (S5, {"d_state": 4, "blocks": 3}, "S5: d_state must be a multiple of 6, .*got 4. Take another `blocks`"),
+        (LRU, {"d_state": 4.0}, "LRU: d_state must be a positive int, got 4.0"),
+    ],
+)
+def test_options(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(D, **options, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("kind", [S4, S4D, DSS, S4ND])
+def test_unknown_options(kind):
+    with pytest.raises(TypeError, match=f"{kind.__name__}: Unknown option 'dt_mn'. Did you mean"):
+        kind(D, dt_mn=0.1, **({"l_max": 4} if kind is S4 else {}), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_an_empty_image():
+    layer = S4ND(D, d_state=4, channels=2, rngs=nnx.Rngs(0))
+    assert layer(jnp.zeros((2, 0, 5, D))).shape == (2, 0, 5, 2 * D)
