@@ -22,6 +22,7 @@ import numpy as np
 from experiments import common, sequence
 from ssmjax.data import SequenceData, sequence_data
 from ssmjax.data.synthetic import PATHFINDER, draw_pathfinder
+from ssmjax.errors import bad_argument
 
 NAME = "pathfinder32"
 
@@ -29,6 +30,7 @@ RECIPES = {
     "pathfinder": {"epochs": 20, "batch_size": 64, "learning_rate": 4e-3, "d_model": 128, "depth": 4, "d_state": 128},
     "few": {"epochs": 10, "batch_size": 32, "learning_rate": 4e-3, "d_model": 64, "depth": 4, "d_state": 64},
 }
+CONTOUR_LENGTHS = (6, 9, 14)
 COUNTS = {"pathfinder": (40_000, 4_000), "few": (4_000, 1_000)}
 PUBLISHED = {
     "accuracy": 95.33,
@@ -60,6 +62,9 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds, and the folder of the first seed's `weights`.
     """
+    if config.contour_length not in CONTOUR_LENGTHS:
+        wanted = f"one of {CONTOUR_LENGTHS}, the published lengths"
+        raise bad_argument(NAME, "contour_length", config.contour_length, wanted)
     variants = ("data", "layer", "contour_length")
     return sequence.run(NAME, config, _task, RECIPES, published=lambda config: PUBLISHED, variants=variants)
 

@@ -158,6 +158,11 @@ def test_drawn_data_are_kept(tmp_path):
     assert (len(first[0]), len(first[1])) == (256, 64)
 
 
+def test_a_length_of_contours_that_was_not_published_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"contour_length must be one of \(6, 9, 14\), .* got 5"):
+        pathfinder32.main(pathfinder32.Config(contour_length=5, smoke=True, runs_dir=tmp_path, out_dir=tmp_path))
+
+
 def test_pathfinder_data_are_split_and_kept(tmp_path):
     config = pathfinder32.Config(data="few", smoke=True, runs_dir=tmp_path)
     first, second = pathfinder32.load(config), pathfinder32.load(config)

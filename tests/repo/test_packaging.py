@@ -3,6 +3,7 @@
 import re
 import tomllib
 
+import pytest
 import yaml
 
 import ssmjax
@@ -57,3 +58,20 @@ def test_the_first_example_of_the_readme_runs(tmp_path, monkeypatch):
     exec(compile(example, "README.md", "exec"), names)
     assert names["logits"].shape == (8, 10)
     assert (tmp_path / "my_vim" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["docs/index.md", "docs/state_space_layers.md"])
+def test_the_examples_of_a_page_run(page):
+    names = {}
+    for example in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(example, page, "exec"), names)
+
+
+def test_the_page_of_the_layers_names_models_that_exist():
+    text = (ROOT / "docs" / "state_space_layers.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+_(?:classifier|regressor))`", text))
+    for stem, sizes in re.findall(r"^\| `(\w+_classifier_)` and (.*?) \|", text, re.MULTILINE):
+        named |= {f"{stem}{size}" for size in re.findall(r"`(\w+)`", sizes)}
+    known = {*ssmjax.list_models("*_classifier*"), *ssmjax.list_models("*_regressor*")}
+    assert named == {name for name in known if not name.endswith("_nano")}
