@@ -5,7 +5,7 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 
-__all__ = ["as_float", "as_int", "bad_argument", "bad_shape", "did_you_mean", "shape_of", "unknown_name"]
+__all__ = ["as_nonnegative", "as_int", "bad_argument", "bad_shape", "did_you_mean", "shape_of", "unknown_name"]
 
 
 def shape_of(x: object) -> str:
@@ -89,14 +89,13 @@ def as_int(
     except TypeError:
         number = None
     if number is None or (least is not None and number < least) or (most is not None and number > most):
-        bounds = "" if least is None else f", at least {least}"
-        raise bad_argument(
-            where, argument, got, wanted or ("a positive int" if least == 1 else f"an int{bounds}"), remedy
-        )
+        bounds = ("" if least is None else f", at least {least}") + ("" if most is None else f", at most {most}")
+        either = "a positive int" if least == 1 and most is None else f"an int{bounds}"
+        raise bad_argument(where, argument, got, wanted or either, remedy)
     return number
 
 
-def as_float(where: str, argument: str, got: object, *, positive: bool = False, remedy: str = "") -> float:
+def as_nonnegative(where: str, argument: str, got: object, *, positive: bool = False, remedy: str = "") -> float:
     """A finite number that is not negative, as a Python float. Strings and bools are no numbers.
 
     Args:
@@ -109,7 +108,7 @@ def as_float(where: str, argument: str, got: object, *, positive: bool = False, 
     Raises:
         ValueError: It is no such number.
 
-    >>> as_float("touch_tones", "noise", -1)
+    >>> as_nonnegative("touch_tones", "noise", -1)
     Traceback (most recent call last):
     ValueError: touch_tones: noise must be a finite number, at least 0, got -1.
     """

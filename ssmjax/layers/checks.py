@@ -10,9 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmjax import errors
+from ssmjax.ops._checks import known_values
 from ssmjax.shapes import Array
 
-__all__ = ["check_array", "check_lengths", "check_mask", "check_options", "check_rate", "check_tokens"]
+__all__ = [
+    "as_sizes",
+    "check_array",
+    "check_lengths",
+    "check_mask",
+    "check_options",
+    "check_rate",
+    "check_real",
+    "check_tokens",
+    "known_options",
+]
+
+
+def as_sizes(where: str, **sizes: Any) -> tuple[int, ...]:
+    """Sizes as Python ints; raises `ValueError` unless each is a whole number of one or more.
+
+    >>> as_sizes("S4D", d_model=8, channels=2)
+    (8, 2)
+    """
+    return tuple(errors.as_int(where, name, size, least=1) for name, size in sizes.items())
 
 
 def check_array(where: str, name: str, x: Any, sizes: tuple[int | None, ...], wanted: str, remedy: str = "") -> None:
@@ -36,9 +56,15 @@ def check_array(where: str, name: str, x: Any, sizes: tuple[int | None, ...], wa
 def check_tokens(where: str, u: Any, d_model: int) -> None:
     """Raises `ValueError` unless `u` is (b l d) of real numbers."""
     check_array(where, "u", u, (None, None, d_model), f"(b, l, {d_model})", "Features are last, time is second.")
-    if jnp.issubdtype(u.dtype, jnp.complexfloating):
-        remedy = "Real and imaginary parts are two features: jnp.concatenate([u.real, u.imag], axis=-1)."
-        raise errors.bad_shape(where, "u", u, f"(b, l, {d_model}) of real numbers", remedy)
+    check_real(where, "u", u, f"(b, l, {d_model})")
+
+
+def check_real(where: str, name: str, x: Any, shape: str) -> None:
+    """Raises `ValueError` if an array of this shape is complex."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        remedy = f"Real and imaginary parts are two features: jnp.concatenate([{name}.real, {name}.imag], axis=-1)."
+        remedy = "It is a length of time." if name == "dts" else remedy
+        raise errors.bad_shape(where, name, x, f"{shape} of real numbers", remedy)
 
 
 def check_mask(where: str, mask: Any, shape: tuple[int, ...]) -> None:
@@ -57,20 +83,29 @@ def check_lengths(where: str, lengths: Any, shape: tuple[int, int]) -> None:
     check_array(where, "lengths", lengths, (b,), f"(b) = ({b},)", "It has one value a sequence.")
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise errors.bad_shape(where, "lengths", lengths, "of integers", "It counts tokens.")
-    if isinstance(lengths, jax.core.Tracer):
-        return
-    values = np.asarray(lengths)
-    if b and not (0 <= values.min() and values.max() <= l):
+    values = known_values(lengths)
+    if values is not None and b and not (0 <= values.min() and values.max() <= l):
         wanted = f"from 0 to {l}, the length of the inputs"
         raise errors.bad_argument(where, "lengths", values.tolist(), wanted, "It counts the real tokens of each row.")
 
 
-def check_options(where: str, kernel: type, options: Mapping[str, Any]) -> None:
-    """Raises `TypeError`, as Python does, for an option that a kernel does not have."""
-    known = sorted(set(inspect.signature(kernel.__init__).parameters) - {"self", "d_model"})
+def known_options(*kinds: type) -> set[str]:
+    """The names of the keyword arguments of a layer and of its kernel.
+
+    >>> from ssmjax.layers import LRU
+    >>> "r_min" in known_options(LRU)
+    True
+    """
+    names = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+    return names - {"self", "d_model", "rngs", "options"}
+
+
+def check_options(layer: type, kernel: type, options: Mapping[str, Any]) -> None:
+    """Raises `TypeError`, as Python does, for an option that neither a layer nor its kernel has."""
+    known = known_options(layer, kernel)
     for name in options:
-        if name not in known:
-            raise TypeError(f"{where}: {errors.unknown_name('option', name, known)}")
+        if name not in known | {"rngs"}:
+            raise TypeError(f"{layer.__name__}: {errors.unknown_name('option', name, sorted(known))}")
 
 
 def check_rate(where: str, rate: float | Array) -> None:

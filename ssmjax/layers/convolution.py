@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import _compat, errors, ops
-from ssmjax.layers.checks import check_array, check_mask, check_options, check_rate, check_tokens
+from ssmjax.layers.checks import as_sizes, check_array, check_mask, check_options, check_rate, check_real, check_tokens
 from ssmjax.layers.padding import compact
 from ssmjax.layers.recurrence import Bidirectional
 from ssmjax.shapes import Array, Expanded, Float, Inexact, Mask, Tokens
@@ -76,6 +76,7 @@ class ConvolutionLayer(nnx.Module):
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        d_model, channels = as_sizes(self._name, d_model=d_model, channels=channels)
         if bidirectional not in get_args(Bidirectional):
             known = get_args(Bidirectional)
             raise ValueError(f"{self._name}: {errors.unknown_name('bidirectional', bidirectional, known)}")
@@ -157,7 +158,8 @@ class ConvolutionLayer(nnx.Module):
 
         Args:
             u: (b d), the token.
-            state: (b d n), the state before it, from `init_state`, `step` or a call with `return_state=True`.
+            state: (b d n), the state before it, from `init_state`, `step` or a call with `return_state=True`. A
+                recurrence with states of its own (S4's "diagonal") makes one of it: `recurrence.enter(state)`.
             rate: As in a call.
             recurrence: What `recurrence` returns, so that it need not be computed in every step; then `rate` has no
                 effect.
@@ -171,9 +173,11 @@ class ConvolutionLayer(nnx.Module):
         where = f"{self._name}.step"
         wanted = f"(b, {self.d_model}), one token a row"
         check_array(where, "u", u, (None, self.d_model), wanted, "Call the layer itself for a sequence.")
+        check_real(where, "u", u, wanted)
         recurrence = self.recurrence(rate) if recurrence is None else recurrence
         wanted = len(u), self.d_model, recurrence.modes
-        remedy = "`init_state(b)` makes one; for the diagonal form of S4, `recurrence.enter` makes its own of that."
+        enters = hasattr(recurrence, "enter")
+        remedy = "`recurrence.enter(state)` makes it of a layer's." if enters else "`init_state(b)` makes one."
         check_array(where, "state", state, wanted, f"(b, d, n) = {wanted}", remedy)
         x = u[:, None].astype(jnp.float32)
         y, state = recurrence.advance(x, jnp.ones(x.shape[:2], bool), state)
@@ -187,7 +191,7 @@ class ConvolutionLayer(nnx.Module):
 
     def _add_kernel(self, kind: type, **options: Any) -> None:
         """Makes the kernel, with one set of taps for every channel and direction."""
-        check_options(self._name, kind, options)
+        check_options(type(self), kind, options)
         self.kernel = kind(self.d_model, channels=self.kernel_channels, **options)
 
     def _convolve(self, x: Tokens, rate: float | Array) -> Float[jax.Array, "b c l d"]:
@@ -229,8 +233,8 @@ class ConvolutionLayer(nnx.Module):
         if (stateful or mode == "scan") and u.shape[1] > (taps := self._taps(u.shape[1], rate)):
             wanted = f"at most {taps} long, from where on the convolution forgets and a state does not"
             raise errors.bad_shape(where, "u", u, wanted, "Build it with l_max=None.")
-        wanted = (u.shape[0], *jax.eval_shape(lambda: self.init_state(1)).shape[1:])
         if state is not None:
+            wanted = (u.shape[0], *jax.eval_shape(lambda: self.init_state(1)).shape[1:])
             check_array(where, "state", state, wanted, f"(b, d, n) = {wanted}", "`init_state(b)` makes one.")
 
     def _check_one_direction(self) -> None:

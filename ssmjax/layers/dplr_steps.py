@@ -111,14 +111,14 @@ class EigenRecurrence(NamedTuple):
         B_bar: (h m).
         C: (c h m), halved, since a diagonal recurrence counts twice.
         V: (h m m), the eigenvectors, in columns.
-        inverse: (h m m), of `V`.
+        V_inverse: (h m m).
     """
 
     A_bar: Complex[jax.Array, "h m"]
     B_bar: Complex[jax.Array, "h m"]
     C: Complex[jax.Array, "c h m"]
     V: Complex[jax.Array, "h m m"]
-    inverse: Complex[jax.Array, "h m m"]
+    V_inverse: Complex[jax.Array, "h m m"]
 
     @property
     def modes(self) -> int:
@@ -134,7 +134,7 @@ class EigenRecurrence(NamedTuple):
     def enter(self, state: Complex[Array, "b h n"]) -> Complex[jax.Array, "b h m"]:
         """The state of a layer, in this basis."""
         x = jnp.concatenate([state.real, state.imag], axis=-1).astype(state.dtype)
-        return jnp.einsum("hij,bhj->bhi", self.inverse, x, precision="highest")
+        return jnp.einsum("hij,bhj->bhi", self.V_inverse, x, precision="highest")
 
     def leave(self, state: Complex[Array, "b h m"]) -> Complex[jax.Array, "b h n"]:
         """The inverse of `enter`."""
@@ -172,10 +172,10 @@ def diagonal_form(steps: DenseRecurrence) -> EigenRecurrence:
             f"The eigenvectors' condition number is {condition:.0e}, the largest that is sound {LARGEST_CONDITION:.0e}."
         )
         raise errors.bad_argument("S4", "form", "diagonal", "'dense' or 'linear' for this initialization", remedy)
-    inverse = np.linalg.inv(V)
-    B = np.einsum("hij,hj->hi", inverse, B)
+    V_inverse = np.linalg.inv(V)
+    B = np.einsum("hij,hj->hi", V_inverse, B)
     C = 0.5 * np.einsum("chi,hij->chj", C, V)
-    return EigenRecurrence(*(jnp.asarray(x, jnp.complex64) for x in (1 + values, B, C, V, inverse)))
+    return EigenRecurrence(*(jnp.asarray(x, jnp.complex64) for x in (1 + values, B, C, V, V_inverse)))
 
 
 def _run(change, recurrence, u, real, state):

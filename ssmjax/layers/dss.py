@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import DIAGONALS, diagonal_modes
-from ssmjax.layers.checks import check_rate
+from ssmjax.layers.checks import as_sizes, check_rate
 from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer, longest
 from ssmjax.layers.diagonal_steps import (
     EPSILON,
@@ -97,9 +97,8 @@ class DSSKernel(nnx.Module):
         ):
             if name not in known:
                 raise ValueError(f"DSS: {errors.unknown_name(kind, name, known)}")
-        for name, value in (("d_model", d_model), ("d_state", d_state), ("channels", channels), ("l_max", l_max)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise errors.bad_argument("DSS", name, value, "a positive int")
+        d_model, d_state, channels = as_sizes("DSS", d_model=d_model, d_state=d_state, channels=channels)
+        l_max = None if l_max is None else errors.as_int("DSS", "l_max", l_max, "a positive int, or None", least=1)
         if not 0 < dt_min <= dt_max:
             raise errors.bad_argument("DSS", "(dt_min, dt_max)", (dt_min, dt_max), "positive and increasing")
         self.d_model, self.modes, self.channels, self.l_max = d_model, d_state, channels, l_max

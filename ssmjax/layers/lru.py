@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import ops
 from ssmjax.init.diagonal import lru_ring
+from ssmjax.layers.checks import as_sizes
 from ssmjax.layers.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.state_space import positive
 
@@ -66,6 +67,7 @@ class LRU(ScanLayer):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        d_model, d_state = as_sizes("LRU", d_model=d_model, d_state=d_state)
         super().__init__(d_model, d_state, bidirectional, dtype)
         ring = lru_ring(d_state, r_min=r_min, r_max=r_max, max_phase=max_phase, key=rngs.params())
         self.nu_log, self.theta_log, self.gamma_log = (nnx.Param(v.astype(param_dtype)) for v in ring)
@@ -95,9 +97,8 @@ class LRU(ScanLayer):
             nu, theta, gamma = nu[None, None], theta[None, None], gamma[None, None]
             rate = rate * jnp.asarray(dts, jnp.float32)[..., None]
         A = jax.lax.complex(-nu, theta - 2 * math.pi * jnp.round(theta / (2 * math.pi)))
-        decay, lasting = ops.discretize(
-            A, jnp.broadcast_to(rate, jnp.broadcast_shapes(jnp.shape(rate), A.shape)), "zoh"
-        )
+        rate = jnp.asarray(rate, jnp.float32)
+        decay, lasting = ops.discretize(A, jnp.broadcast_to(rate, jnp.broadcast_shapes(rate.shape, A.shape)), "zoh")
         _, once = ops.discretize(A, jnp.ones_like(nu), "zoh")
         return decay, gamma * lasting / once
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import check_array, check_mask, check_rate, check_tokens
+from ssmjax.layers.checks import as_sizes, check_array, check_mask, check_rate, check_real, check_tokens
 from ssmjax.layers.padding import Compaction, compact
 from ssmjax.ops.kernels_s4.discretize import check_step
 from ssmjax.shapes import Array, Complex, Float, Mask, Tokens
@@ -46,9 +46,7 @@ class ScanLayer(nnx.Module):
 
     def __init__(self, d_model: int, modes: int, bidirectional: Bidirectional, dtype: DTypeLike):
         where = type(self).__name__
-        for name, value in (("d_model", d_model), ("d_state", modes)):
-            if not isinstance(value, int) or value < 1:
-                raise errors.bad_argument(where, name, value, "a positive int")
+        d_model, modes = as_sizes(where, d_model=d_model, d_state=modes)
         if bidirectional not in get_args(Bidirectional):
             raise ValueError(f"{where}: {errors.unknown_name('bidirectional', bidirectional, get_args(Bidirectional))}")
         self.d_model = d_model
@@ -193,6 +191,7 @@ class ScanLayer(nnx.Module):
         wanted = u.shape[0], self.modes
         if dts is not None:
             check_array(where, "dts", dts, u.shape[:2], f"(b, l) = {u.shape[:2]}", "It has one value a token of u.")
+            check_real(where, "dts", dts, f"(b, l) = {u.shape[:2]}")
         if state is not None:
             check_array(where, "state", state, wanted, f"(b, p) = {wanted}", "`init_state(b)` makes one.")
         if mode not in ("auto", "scan"):

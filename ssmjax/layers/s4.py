@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import check_rate
+from ssmjax.layers.checks import as_sizes, check_rate
 from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer, longest
 from ssmjax.layers.dplr_steps import DenseRecurrence, DPLRRecurrence, StepForm, diagonal_form, linear_form
 from ssmjax.layers.state_space import StateSpaceParameters, as_complex, as_real
@@ -112,9 +112,7 @@ class DPLRKernel(StateSpaceParameters):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        for name, value in (("l_max", l_max), ("rank", rank)):
-            if not isinstance(value, int) or value < 1:
-                raise errors.bad_argument("S4", name, value, "a positive int")
+        l_max, rank = as_sizes("S4", l_max=l_max, rank=rank)
         super().__init__(
             "S4",
             d_model,
@@ -277,7 +275,8 @@ class DPLRKernel(StateSpaceParameters):
         most = longest("S4", self.l_kernel, rate)
         if length > most:
             wanted = f"at most {most}, for which C~ is made" + (f" (at rate {rate})" if rate != 1 else "")
-            remedy = f"Build it with l_max={math.ceil(length * float(rate))}."
+            enough = math.ceil(length * float(rate))
+            remedy = f"Build it with l_max={enough}. A single layer may take `kernel.extend({enough})` for its kernel."
             raise errors.bad_argument("S4", "length", length, wanted, remedy)
         return most
 

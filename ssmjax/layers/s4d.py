@@ -234,7 +234,5 @@ class S4D(ConvolutionLayer):
         **options,
     ):
         super().__init__(d_model, channels, bidirectional, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        if l_max is not None and (not isinstance(l_max, int) or l_max < 1):
-            raise errors.bad_argument("S4D", "l_max", l_max, "a positive int, or None")
-        self.l_max = l_max
+        self.l_max = None if l_max is None else errors.as_int("S4D", "l_max", l_max, "a positive int, or None", least=1)
         self._add_kernel(DiagonalKernel, d_state=d_state, param_dtype=param_dtype, rngs=rngs, **options)

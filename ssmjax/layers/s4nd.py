@@ -5,11 +5,12 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import check_array, check_options, check_rate
+from ssmjax.layers.checks import as_sizes, check_array, check_options, check_rate
 from ssmjax.layers.convolution import Bidirectional, longest
 from ssmjax.layers.s4 import DPLRKernel
 from ssmjax.layers.s4d import DiagonalKernel
@@ -82,8 +83,11 @@ class S4ND(nnx.Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        lengths = tuple(l_max) if isinstance(l_max, Sequence) else (l_max,) * axes
-        _check_options(axes, kernel, lengths, trank, channels, bidirectional)
+        remedy = "2 for images, 3 for videos."
+        axes = errors.as_int("S4ND", "axes", axes, f"from 1 to {MAX_AXES}", least=1, most=MAX_AXES, remedy=remedy)
+        d_model, trank, channels = as_sizes("S4ND", d_model=d_model, trank=trank, channels=channels)
+        lengths = tuple(l_max) if isinstance(l_max, Sequence | np.ndarray) else (l_max,) * axes
+        lengths = _check_options(axes, kernel, lengths, bidirectional)
         self.axes = axes
         self.l_max = lengths
         self.trank = trank
@@ -93,7 +97,7 @@ class S4ND(nnx.Module):
         rows = trank * channels * (1 if bidirectional == "none" else 2)
         options |= dict(d_state=d_state, channels=rows, bandlimit=bandlimit, dt_min=dt_min, dt_max=dt_max)
         options |= dict(param_dtype=param_dtype, rngs=rngs)
-        check_options("S4ND", DPLRKernel if kernel == "s4" else DiagonalKernel, options)
+        check_options(S4ND, DPLRKernel if kernel == "s4" else DiagonalKernel, options)
         if kernel == "s4":
             self.kernels = nnx.data([DPLRKernel(d_model, l_max=l, **options) for l in lengths])
         else:
@@ -136,7 +140,7 @@ class S4ND(nnx.Module):
         Returns:
             For each axis a kernel (r c k d), and the index of its tap at offset zero.
         """
-        rates = tuple(rate) if isinstance(rate, Sequence) else (rate,) * self.axes
+        rates = tuple(rate) if isinstance(rate, Sequence) or np.ndim(rate) == 1 else (rate,) * self.axes
         if len(rates) != self.axes:
             raise errors.bad_argument("S4ND", "rate", rate, f"one number, or {self.axes}, one for each axis")
         made = [self._axis_kernel(*each) for each in zip(self.kernels, self.l_max, lengths, rates, strict=True)]
@@ -153,21 +157,17 @@ class S4ND(nnx.Module):
         return ops.two_sided_kernel(taps[0], taps[1], inclusive=self.bidirectional == "inclusive")
 
 
-def _check_options(
-    axes: int, kernel: str, l_max: tuple[int | None, ...], trank: int, channels: int, bidirectional: str
-) -> None:
+def _check_options(axes: int, kernel: str, l_max: tuple[int | None, ...], bidirectional: str) -> tuple[int | None, ...]:
     where = "S4ND"
     names = {"kernel": (kernel, KERNELS), "bidirectional": (bidirectional, get_args(Bidirectional))}
     for name, (value, known) in names.items():
         if value not in known:
             raise ValueError(f"{where}: {errors.unknown_name(name, value, known)}")
-    for name, value in (("trank", trank), ("channels", channels)):
-        if value < 1:
-            raise errors.bad_argument(where, name, value, "at least 1")
-    if not 1 <= axes <= MAX_AXES:
-        raise errors.bad_argument(where, "axes", axes, f"from 1 to {MAX_AXES}", "2 for images, 3 for videos.")
-    if len(l_max) != axes or any(l is not None and (not isinstance(l, int) or l < 1) for l in l_max):
-        raise errors.bad_argument(where, "l_max", l_max, f"a positive int, or {axes}, one for each axis")
+    wanted = f"a positive int, or {axes}, one for each axis"
+    if len(l_max) != axes:
+        raise errors.bad_argument(where, "l_max", l_max, wanted)
+    l_max = tuple(None if l is None else errors.as_int(where, "l_max", l, wanted, least=1) for l in l_max)
     if kernel == "s4" and None in l_max:
         remedy = "The kernel of S4 is stored for one length; take the longest side, or kernel='s4d'."
         raise errors.bad_argument(where, "l_max", None, "given with kernel='s4'", remedy)
+    return l_max

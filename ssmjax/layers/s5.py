@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import block_diagonal_legs
+from ssmjax.layers.checks import as_sizes
 from ssmjax.layers.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.state_space import as_complex, positive
 from ssmjax.ops.kernels_s4.discretize import Rule, check_rule
@@ -98,6 +99,7 @@ class S5(ScanLayer):
             raise ValueError(f"S5: {errors.unknown_name('c_init', c_init, get_args(OutputInit))}")
         if not 0 < dt_min <= dt_max:
             raise errors.bad_argument("S5", "(dt_min, dt_max)", (dt_min, dt_max), "positive and increasing")
+        d_model, d_state, blocks = as_sizes("S5", d_model=d_model, d_state=d_state, blocks=blocks)
         _check_blocks(d_state, blocks, conj_sym)
         modes, V, V_inverse = block_diagonal_legs(d_state, blocks, conj_sym=conj_sym)
         super().__init__(d_model, len(modes), bidirectional, dtype)
@@ -129,13 +131,14 @@ class S5(ScanLayer):
 
 
 def _check_blocks(d_state: int, blocks: int, conj_sym: bool) -> None:
-    for name, value in (("d_state", d_state), ("blocks", blocks)):
-        if not isinstance(value, int) or value < 1:
-            raise errors.bad_argument("S5", name, value, "a positive int")
+    if conj_sym and d_state % 2:
+        remedy = "Modes come in conjugate pairs; conj_sym=False stores them all."
+        raise errors.bad_argument("S5", "d_state", d_state, "even", remedy)
     multiple = 2 * blocks if conj_sym else blocks
     if d_state % multiple:
         wanted = f"a multiple of {multiple}, {'twice the' if conj_sym else 'the'} number of blocks"
-        remedy = 'Take another `blocks`; of a model it is one of `layer_options`, such as {"blocks": 1}.'
+        fitting = [n for n in range(1, d_state + 1) if d_state % (2 * n if conj_sym else n) == 0]
+        remedy = f"`blocks` that fit are {fitting}; of a model it is one of `layer_options`."
         raise errors.bad_argument("S5", "d_state", d_state, wanted, remedy)
 
 

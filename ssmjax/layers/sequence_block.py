@@ -1,6 +1,5 @@
 """The block that S4, S5 and the other linear time-invariant models are stacks of."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors
+from ssmjax.layers.checks import known_options
 from ssmjax.layers.dss import DSS, DSSKernel
 from ssmjax.layers.gates import Gate
 from ssmjax.layers.lru import LRU
@@ -96,7 +96,7 @@ class SequenceBlock(nnx.Module):
             mask: (b l), False at padding.
             train: Whether dropout acts, where there is a key, and a batch norm uses the statistics of the batch.
             key: The random key.
-            rate: A factor on the step sizes, see the layers; a number, not a traced array, with an `l_max`.
+            rate: A factor on the step sizes, see the layers; a Python number for "s4" and with an `l_max`.
 
         Returns:
             As `x`.
@@ -142,11 +142,9 @@ def check_layer_options(where: str, name: str, options: Mapping[str, Any]) -> No
     """
     if name not in STATE_SPACES:
         raise ValueError(f"{where}: {errors.unknown_name('layer', name, list(STATE_SPACES))}")
-    known = set(inspect.signature(STATE_SPACES[name].__init__).parameters)
-    if "options" in known:
-        kernel = options.get("kernel", "s4d") if name == "s4nd" else name
-        known |= set(inspect.signature(_KERNELS[kernel].__init__).parameters)
-    known -= {"self", "d_model", "dtype", "param_dtype", "rngs", "options"}
+    kernel = options.get("kernel", "s4d") if name == "s4nd" else name
+    known = known_options(STATE_SPACES[name], *([_KERNELS[kernel]] if kernel in _KERNELS else []))
+    known -= {"dtype", "param_dtype"}
     for option in options:
         if option not in known:
             raise ValueError(f"{where}: {errors.unknown_name(f'option of the layer {name!r}', option, sorted(known))}")

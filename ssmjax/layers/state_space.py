@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from ssmjax import errors
 from ssmjax.init.diagonal import state_space
 from ssmjax.init.step_size import inverse_softplus
+from ssmjax.layers.checks import as_sizes
 from ssmjax.shapes import Array, Complex, Float, Inexact
 
 __all__ = ["TRANSFORMS", "Frozen", "StateSpaceParameters", "as_complex", "as_real", "positive"]
@@ -93,12 +94,14 @@ class StateSpaceParameters(nnx.Module):
         rngs: nnx.Rngs,
     ):
         copies = d_model if copies is None else copies
-        _check_sizes(where, d_model, d_state, channels, copies, conj_sym and not real)
+        d_model, d_state, channels, copies = as_sizes(
+            where, d_model=d_model, d_state=d_state, channels=channels, copies=copies
+        )
+        _check_sizes(where, d_model, d_state, copies, conj_sym and not real)
         _check_names(where, dt_transform, real_transform, imag_transform, frozen)
-        if bandlimit is not None and not bandlimit > 0:
-            raise errors.bad_argument(
-                where, "bandlimit", bandlimit, "positive, or None", "It is a fraction of the band."
-            )
+        if bandlimit is not None:
+            remedy = "It is a fraction of the band; None keeps all modes."
+            bandlimit = errors.as_nonnegative(where, "bandlimit", bandlimit, positive=True, remedy=remedy)
         if not 0 < dt_min <= dt_max:
             raise errors.bad_argument(where, "(dt_min, dt_max)", (dt_min, dt_max), "positive and increasing")
         _check_reach(where, "dt_transform", dt_transform, dt_max, "dt_max")
@@ -224,10 +227,7 @@ def _initial_values(
     return example, jax.pure_callback(draw, shapes, jax.random.bits(key, (4,)), vmap_method="sequential")
 
 
-def _check_sizes(where: str, d_model: int, d_state: int, channels: int, copies: int, pairs: bool) -> None:
-    for name, value in (("d_model", d_model), ("d_state", d_state), ("channels", channels), ("copies", copies)):
-        if not isinstance(value, int) or value < 1:
-            raise errors.bad_argument(where, name, value, "a positive int")
+def _check_sizes(where: str, d_model: int, d_state: int, copies: int, pairs: bool) -> None:
     if pairs and d_state % 2:
         remedy = "Modes come in conjugate pairs; conj_sym=False stores them all."
         raise errors.bad_argument(where, "d_state", d_state, "even", remedy)

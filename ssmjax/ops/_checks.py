@@ -3,16 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssmjax import errors
 
 __all__ = [
     "STATIC",
+    "as_float_arrays",
     "as_length",
     "as_origin",
     "as_tap",
-    "as_tuple",
+    "known_values",
     "require_arrays",
     "require_dtype",
     "require_flags",
@@ -50,7 +53,7 @@ def as_tap(where: str, name: str, origin: Any, taps: int) -> int:
     return errors.as_int(where, name, origin, f"an index into the {taps} taps", least=0, most=taps - 1, remedy=STATIC)
 
 
-def as_tuple(where: str, name: str, arrays: Any) -> tuple[Any, ...]:
+def as_float_arrays(where: str, name: str, arrays: Any) -> tuple[Any, ...]:
     """A sequence of floating arrays, one or more, as a tuple."""
     try:
         entries = tuple(arrays)
@@ -107,3 +110,14 @@ def require_shape(where: str, name: str, v: Any, letters: str, sizes: Sequence[i
     """
     if v is not None and tuple(v.shape) != tuple(sizes):
         raise errors.bad_shape(where, name, v, f"{letters} = {tuple(sizes)}", remedy)
+
+
+def known_values(values: Any) -> np.ndarray | None:
+    """The values of an array, on the host, or None while a function is traced and where other processes hold some.
+
+    >>> known_values(jnp.arange(3)).tolist()
+    [0, 1, 2]
+    """
+    if isinstance(values, jax.core.Tracer) or (isinstance(values, jax.Array) and not values.is_fully_addressable):
+        return None
+    return np.asarray(values)

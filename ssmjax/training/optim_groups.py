@@ -5,7 +5,7 @@ Both give the state space's own parameters a small learning rate and no weight d
 
 from collections.abc import Mapping
 
-from ssmjax.errors import as_float, bad_argument, unknown_name
+from ssmjax.errors import as_nonnegative, bad_argument, unknown_name
 from ssmjax.training.optim import ParameterGroup
 
 __all__ = ["S5_MODES", "s4_groups", "s5_groups"]
@@ -112,4 +112,4 @@ def s5_groups(
 
 def _check(where: str, optional: Mapping[str, float | None], **rates: float) -> None:
     for name, rate in {**rates, **{name: rate for name, rate in optional.items() if rate is not None}}.items():
-        as_float(where, name, rate, remedy="It is a peak learning rate or a weight decay.")
+        as_nonnegative(where, name, rate, remedy="A peak learning rate is 1e-3, say, and a weight decay 0.05.")

@@ -1,6 +1,7 @@
 """Bad input: one clear error, whichever layer of the time-invariant family it comes to."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -46,6 +47,32 @@ def test_steps(layers):
             layer.step(token[:, :5], layer.init_state(2))
         with pytest.raises(ValueError, match=f"^{name}.*: state must be .*makes one"):
             layer.step(token, layer.init_state(3))
+        with pytest.raises(ValueError, match=f"^{name}.*: u must be .* of real numbers, got .* complex64"):
+            layer.step(token + 0j, layer.init_state(2))
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_complex_lengths_of_steps(layers):
+    with pytest.raises(ValueError, match="S5: dts must be .* of real numbers, got .* complex64. It is a length"):
+        layers[S5](u, dts=jnp.ones((2, 3), jnp.complex64))
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("rate", [2, np.int64(2), np.float32(2)])
+def test_whole_numbers_are_rates(layers, rate):
+    for layer in layers.values():
+        np.testing.assert_array_equal(layer(u, rate=rate), layer(u, rate=2.0))
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_whole_numbers_of_numpy_are_sizes():
+    eight, four = np.int64(8), np.int64(4)
+    for layer in (S4, S4D, DSS):
+        assert layer(eight, d_state=four, l_max=eight, rngs=nnx.Rngs(0))(jnp.ones((1, 3, 8))).shape == (1, 3, 8)
+    for layer in (S5, LRU):
+        assert layer(eight, d_state=four, rngs=nnx.Rngs(0))(jnp.ones((1, 3, 8))).shape == (1, 3, 8)
+    image = S4ND(eight, d_state=four, l_max=np.array([4, 4]), rngs=nnx.Rngs(0))
+    assert image(jnp.ones((1, 4, 4, 8)), rate=np.array([1.0, 2.0])).shape == (1, 4, 4, 8)
 
 
 @pytest.mark.usefixtures("as_a_user")
@@ -54,10 +81,16 @@ def test_steps(layers):
     [
         (S4D, {"frozen": "dt"}, r"S4D: frozen must be a tuple of names, got 'dt'. Pass \('dt',\)"),
         (S4D, {"l_max": 2.5}, "S4D: l_max must be a positive int, or None, got 2.5"),
-        (S4D, {"bandlimit": -1}, "S4D: bandlimit must be positive, or None, got -1"),
+        (S4D, {"bandlimit": -1}, "S4D: bandlimit must be a positive, finite number, got -1"),
         (S4ND, {"l_max": 2.5}, "S4ND: l_max must be a positive int, or 2, one for each axis"),
         (S5, {"blocks": 0}, "S5: blocks must be a positive int, got 0"),
-        (S5, {"d_state": 4, "blocks": 3}, "S5: d_state must be a multiple of 6, .*got 4. Take another `blocks`"),
+        (S5, {"d_state": 4, "blocks": 3}, "S5: d_state must be a multiple of 6, .*got 4. `blocks` that fit are .1, 2."),
+        (S5, {"d_state": 5}, "S5: d_state must be even, got 5. .* conj_sym=False"),
+        (S4D, {"channels": -1}, "S4D: channels must be a positive int, got -1"),
+        (S4ND, {"channels": 2.5}, "S4ND: channels must be a positive int, got 2.5"),
+        (S4ND, {"trank": "2"}, "S4ND: trank must be a positive int, got '2'"),
+        (S4ND, {"axes": 4}, "S4ND: axes must be from 1 to 3, got 4"),
+        (S4D, {"bandlimit": "a"}, "S4D: bandlimit must be a positive, finite number, got 'a'"),
         (LRU, {"d_state": 4.0}, "LRU: d_state must be a positive int, got 4.0"),
     ],
 )
@@ -71,6 +104,8 @@ def test_options(kind, options, message):
 def test_unknown_options(kind):
     with pytest.raises(TypeError, match=f"{kind.__name__}: Unknown option 'dt_mn'. Did you mean"):
         kind(D, dt_mn=0.1, **({"l_max": 4} if kind is S4 else {}), rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=f"{kind.__name__}: Unknown option 'bidirectionl'. .* 'bidirectional'"):
+        kind(D, bidirectionl="exclusive", rngs=nnx.Rngs(0))
 
 
 @pytest.mark.usefixtures("as_a_user")

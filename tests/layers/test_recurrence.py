@@ -224,7 +224,7 @@ def test_messages():
         (lambda: both.step(u[:, 0], both.init_state(2)), "S5: bidirectional must be 'none' to carry a state"),
         (
             lambda: S5(D, d_state=6, blocks=2, rngs=nnx.Rngs(0)),
-            "S5: d_state must be a multiple of 4, twice the number of .*got 6. Take another",
+            "S5: d_state must be a multiple of 4, twice the number of .*got 6. `blocks` that fit",
         ),
         (lambda: S5(D, dt_min=-1.0, rngs=nnx.Rngs(0)), r"S5: \(dt_min, dt_max\) must be positive and increasing"),
         (lambda: LRU(D, r_max=1.5, rngs=nnx.Rngs(0)), "must be 0 <= r_min < r_max <= 1"),

@@ -159,7 +159,7 @@ def test_steps_in_the_diagonal_form_continue_from_a_layers_state():
     whole, last = layer(u, return_state=True)
     _, state = layer(u[:, :6], return_state=True)
     recurrence = layer.recurrence(form="diagonal")
-    with pytest.raises(ValueError, match=r"S4.step: state must be .* = \(2, \d+, \d+\), got .*recurrence.enter"):
+    with pytest.raises(ValueError, match=r"S4.step: state must be .* = \(2, \d+, \d+\), got .*recurrence.enter.state."):
         layer.step(u[:, 6], state, recurrence=recurrence)
     state = recurrence.enter(state)
     for t in range(6, 9):

@@ -143,8 +143,8 @@ def test_vmap_bfloat16_and_an_empty_batch():
     ("options", "message"),
     [
         ({"axes": 4}, "axes must be from 1 to 3"),
-        ({"trank": 0}, "trank must be at least 1"),
-        ({"channels": 0}, "channels must be at least 1"),
+        ({"trank": 0}, "trank must be a positive int"),
+        ({"channels": 0}, "channels must be a positive int"),
         ({"kernel": "s5"}, "Unknown kernel 's5'"),
         ({"bidirectional": "both"}, "Unknown bidirectional 'both'"),
         ({"l_max": (3,)}, "l_max"),

@@ -144,4 +144,4 @@ def test_forward_mode():
         lambda dt: ops.softmax_kernel(A, A, 5, dt=dt),
         lambda dt: ops.dplr_kernel(A, A[None], A, A, dt, 5),
     ):
-        jax.eval_shape(lambda dt, run=run: jax.jvp(run, (dt,), (dt,)), DT)
+        jax.jit(lambda dt, run=run: jax.jvp(run, (dt,), (dt,))).lower(DT)

@@ -128,7 +128,7 @@ def test_messages(as_a_user, call, message):
 @pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf"), -float("inf"), "fast", [0.1], True])
 @pytest.mark.parametrize("name", ["state_rate", "step_rate", "output_rate", "weight_decay", "global_rate"])
 def test_what_is_no_rate(as_a_user, name, rate):
-    message = re.escape(f"{name} must be a finite number, at least 0, got {rate!r}. It is a peak learning rate")
+    message = re.escape(f"{name} must be a finite number, at least 0, got {rate!r}. A peak learning rate")
     with pytest.raises(ValueError, match=f"s4_groups: {message}"):
         s4_groups(**{name: rate})
     if name not in ("step_rate", "output_rate"):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ssmjax.data.synthetic.streams import stream
-from ssmjax.errors import as_float, as_int, bad_argument, bad_shape
+from ssmjax.errors import as_int, as_nonnegative, bad_argument, bad_shape
 
 __all__ = ["delay_batch", "white_noise"]
 
@@ -83,7 +83,7 @@ def white_noise(
         raise bad_shape(where, "rng", rng, "a numpy.random.Generator", "Make one: numpy.random.default_rng(seed).")
     batch_size, length = (as_int(where, n, v, least=1) for n, v in (("batch_size", batch_size), ("length", length)))
     named = (("dt", dt), ("cutoff", cutoff), ("rms", rms))
-    dt, cutoff, rms = (as_float(where, n, v, positive=True) for n, v in named)
+    dt, cutoff, rms = (as_nonnegative(where, n, v, positive=True) for n, v in named)
     half = -(-length // 2)
     lowest, nyquist = 1 / (2 * half * dt), 0.5 / dt
     # A hair of room: 1 / (2 half dt) and 0.5 / dt are exact bounds that the caller computes in another order.

@@ -7,7 +7,7 @@ no recording is at hand; even at half the sampling rate all tones are below the 
 import numpy as np
 
 from ssmjax.data.synthetic.streams import stream
-from ssmjax.errors import as_float, as_int
+from ssmjax.errors import as_int, as_nonnegative
 
 __all__ = ["TOUCH_TONES", "touch_tones"]
 
@@ -42,7 +42,7 @@ def touch_tones(
     """
     where = "touch_tones"
     count, length = as_int(where, "count", count, least=1), as_int(where, "length", length, least=2)
-    noise = as_float(where, "noise", noise, remedy="It is a standard deviation.")
+    noise = as_nonnegative(where, "noise", noise, remedy="It is a standard deviation.")
     rng = stream(where, seed, 0)
     digits = rng.integers(0, 10, count)
     lengths = rng.integers(length // 2, length + 1, count)

@@ -109,7 +109,7 @@ def fft_conv_nd(
 
 
 def _convolve(where, x, kernel, D, origin, implementation):
-    empty = "an axis has size 0" if 0 in x.shape or 0 in kernel.shape else None
+    empty = "an axis has size 0" if 0 in x.shape else None
     several = (
         None if x.ndim - 2 <= MAX_AXES else f"it has {x.ndim - 2} axes, and transforms run over at most {MAX_AXES}"
     )
@@ -136,6 +136,8 @@ def _check(where, x, kernel, D):
     if kernel.ndim not in (axes + 1, axes + 2) or kernel.shape[-1] != d:
         wanted = f"(*k d) or (c *k d), with {axes} spatial axes and d = {d}"
         raise errors.bad_shape(where, "kernel", kernel, wanted, "Features are last, in x and in the kernel.")
+    if 0 in kernel.shape[-axes - 1 : -1]:
+        raise errors.bad_shape(where, "kernel", kernel, "of one tap or more along each axis", "Zeros make no output.")
     _checks.require_shape(where, "D", D, "(d) or (c d)", (*kernel.shape[: -axes - 1], d))
 
 

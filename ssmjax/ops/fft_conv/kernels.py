@@ -82,7 +82,7 @@ def separable_kernel(kernels: Sequence[Float[Array, "r ..."]]) -> Float[jax.Arra
     [[1.0, 3.0], [2.0, 6.0]]
     """
     where = "separable_kernel"
-    first, *others = _checks.as_tuple(where, "kernels", kernels)
+    first, *others = _checks.as_float_arrays(where, "kernels", kernels)
     if first.ndim < 3:
         remedy = "The sum is over its first axis: kernel[None] for a single product."
         raise errors.bad_shape(where, "kernels[0]", first, "of rank 3 or more, (r *c k d)", remedy)

@@ -255,12 +255,12 @@ def _check(where, arrays, A, dt, rule):
 def _check_epsilon(where, epsilon, A):
     remedy = "It keeps the reciprocal of the sum bounded: 1e-7, say."
     if not hasattr(epsilon, "shape"):
-        errors.as_float(where, "epsilon", epsilon, remedy=remedy)
+        errors.as_nonnegative(where, "epsilon", epsilon, remedy=remedy)
         return
     if epsilon.shape not in ((), A.shape) or jnp.iscomplexobj(epsilon):
         raise errors.bad_shape(where, "epsilon", epsilon, f"a real number, or (h n) = {A.shape} of them", remedy)
-    if not isinstance(epsilon, jax.core.Tracer) and np.min(np.asarray(epsilon), initial=0) < 0:
-        raise errors.bad_argument(where, "epsilon", float(np.asarray(epsilon).min()), "at least 0", remedy)
+    if (values := _checks.known_values(epsilon)) is not None and np.min(values, initial=0) < 0:
+        raise errors.bad_argument(where, "epsilon", float(values.min()), "at least 0", remedy)
 
 
 def _precision(*arrays):

@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ssmjax import errors
 from ssmjax.ops import _checks
@@ -114,9 +113,10 @@ def check_steps(where: str, dt: Any, forms: Mapping[str, tuple[int, ...]]) -> No
 
 def check_step(where: str, name: str, dt: Array | None) -> None:
     """Raises `ValueError` if a step is negative, as far as its value is known: not while a function is traced."""
-    if dt is None or isinstance(dt, jax.core.Tracer) or not dt.size:
+    values = None if dt is None or not dt.size else _checks.known_values(dt)
+    if values is None:
         return
-    least = np.asarray(dt).min()  # not in JAX, which would trace it into a function that is being compiled
+    least = values.min()  # not in JAX, which would trace it into a function that is being compiled
     if least < 0:
         remedy = "A step size is kept positive by its parametrization, such as exp(log_dt) or softplus."
         raise errors.bad_argument(where, name, float(least), "positive", remedy)

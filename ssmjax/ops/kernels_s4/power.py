@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ssmjax import errors
 from ssmjax.ops import _checks
@@ -72,8 +71,8 @@ def _check_numbers(where, steps, longest) -> int:
     _checks.require_dtype(where, {"steps": steps}, jnp.integer, "an integer")
     if steps.ndim != 1:
         raise errors.bad_shape(where, "steps", steps, "of rank 1, (b)", "Each row of a batch has a number of its own.")
-    if not isinstance(steps, jax.core.Tracer) and len(steps):
-        least, most = (int(f(np.asarray(steps))) for f in (np.min, np.max))
+    if (values := _checks.known_values(steps)) is not None and len(values):
+        least, most = int(values.min()), int(values.max())
         if least < 0 or most > longest:
             got, wanted = least if least < 0 else most, f"from 0 to longest = {longest}"
             raise errors.bad_argument(where, "steps", got, wanted, "longest bounds the numbers of steps.")

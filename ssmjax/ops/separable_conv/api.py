@@ -55,7 +55,7 @@ def separable_conv(
     >>> ssmjax.ops.separable_conv(x, [kernel, kernel])[0, 0, :, :, 0].round(3).tolist()
     [[1.0, 2.0], [2.0, 4.0]]
     """
-    kernels = _checks.as_tuple("separable_conv", "kernels", kernels)
+    kernels = _checks.as_float_arrays("separable_conv", "kernels", kernels)
     origin = _check(x, kernels, D, origin)
     empty = "an axis has size 0" if any(0 in v.shape for v in (x, *kernels)) else None
     chosen = backend.resolve("separable_conv", implementation, {"xla": empty, "reference": None})
@@ -80,6 +80,8 @@ def _check(x, kernels, D, origin):
         if kernel.ndim != 4 or kernel.shape[:2] != first.shape[:2] or kernel.shape[3] != x.shape[-1]:
             wanted = f"(r c k d), with the (r c) of the first, {tuple(first.shape[:2])}, and d = {x.shape[-1]}"
             raise errors.bad_shape(where, f"kernels[{i}]", kernel, wanted)
+        if 0 in kernel.shape[2:3]:
+            raise errors.bad_shape(where, f"kernels[{i}]", kernel, "of one tap or more along k")
     _checks.require_shape(where, "D", D, "(c d)", (first.shape[1], x.shape[-1]))
     return _checks.as_origin(where, origin, [kernel.shape[2] for kernel in kernels])
 

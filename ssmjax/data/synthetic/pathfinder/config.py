@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from ssmjax.errors import as_float, as_int, bad_argument
+from ssmjax.errors import as_int, as_nonnegative, bad_argument
 
 __all__ = ["PATHFINDER", "PathfinderConfig"]
 
@@ -68,7 +68,7 @@ class PathfinderConfig:
         margins = tuple(as_int(where, f"margins[{i}]", margin, least=1) for i, margin in enumerate(margins))
         object.__setattr__(self, "margins", margins)
         for name in ("paddle_thickness", "marker_radius", "continuity", "target_contrast", "distractor_contrast"):
-            object.__setattr__(self, name, as_float(where, name, getattr(self, name), positive=True))
+            object.__setattr__(self, name, as_nonnegative(where, name, getattr(self, name), positive=True))
         if not (self.paddle_thickness * self.antialias).is_integer():
             wanted = f"a multiple of 1 / antialias = 1 / {self.antialias}"
             raise bad_argument(where, "paddle_thickness", self.paddle_thickness, wanted)

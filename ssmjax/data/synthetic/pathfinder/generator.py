@@ -23,7 +23,7 @@ __all__ = ["Pathfinder", "draw_pathfinder"]
 
 _BLOCK = 64  # images drawn under one key; a part of the data set's definition
 _WAVE_PIXELS = 2**22  # of the canvases on which targets are grown at once; likewise
-_BARREN = 256  # waves in a row without two whole targets, after which there is taken to be no room for them
+_BARREN = 64  # waves in a row without two whole targets, after which there is taken to be no room for them
 _FREE = 76  # of 255: up to a claim of 0.3 a pixel is free
 _LEAST_FREE = 0.01  # share of free pixels below which no distractor is tried
 _SEED_TRIES = 3  # draws of a distractor's first paddle
