@@ -266,6 +266,7 @@ def lru_ring(
     """
     if not 0 <= r_min < r_max <= 1:
         raise errors.bad_argument("lru_ring", "r_min, r_max", (r_min, r_max), "0 <= r_min < r_max <= 1")
+    errors.as_nonnegative("lru_ring", "max_phase", max_phase, positive=True, remedy="2 pi is the whole circle.")
     radius_key, phase_key = jax.random.split(key)
     least = np.finfo(np.float32).eps  # keeps every logarithm finite
     share = jax.random.uniform(radius_key, (modes,))

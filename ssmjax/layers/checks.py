@@ -16,11 +16,13 @@ from ssmjax.shapes import Array
 __all__ = [
     "as_sizes",
     "check_array",
+    "check_elapsed",
     "check_lengths",
     "check_mask",
     "check_options",
     "check_rate",
     "check_real",
+    "check_step_range",
     "check_tokens",
     "known_options",
 ]
@@ -106,6 +108,27 @@ def check_options(layer: type, kernel: type, options: Mapping[str, Any]) -> None
     for name in options:
         if name not in known | {"rngs"}:
             raise TypeError(f"{layer.__name__}: {errors.unknown_name('option', name, sorted(known))}")
+
+
+def check_step_range(where: str, dt_min: Any, dt_max: Any) -> None:
+    """Raises `ValueError` unless these are the bounds of the initial step sizes."""
+    numbers = all(isinstance(dt, int | float | np.number) for dt in (dt_min, dt_max))
+    if not numbers or not 0 < dt_min <= dt_max < math.inf:
+        wanted = "positive and increasing"
+        raise errors.bad_argument(where, "(dt_min, dt_max)", (dt_min, dt_max), wanted, "0.001 and 0.1 are usual.")
+
+
+def check_elapsed(where: str, dts: Any, mask: Any) -> None:
+    """Raises `ValueError` if a length of a step is negative or not finite, as far as it is known and no padding."""
+    values = None if dts is None else known_values(dts)
+    real = None if mask is None else known_values(mask)
+    if values is None or (mask is not None and real is None):
+        return
+    values = values if real is None else values[real != 0]
+    wrong = values[~((values >= 0) & (values < math.inf))]
+    if wrong.size:
+        remedy = "It is the time that has passed since the previous step."
+        raise errors.bad_argument(where, "dts", float(wrong[0]), "finite, and at least 0", remedy)
 
 
 def check_rate(where: str, rate: float | Array) -> None:

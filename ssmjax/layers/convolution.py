@@ -7,6 +7,7 @@ A layer owns a kernel module, with
     kernel.carried(state, length, rate) -> (b c l h)    what a state adds to the outputs of the steps after it
     kernel.last_state(u, steps, state, rate)            the state after a sequence, without a scan
     kernel.init_state(batch)                            zeros
+    kernel.depends_on_length                            whether other taps follow from another length
 """
 
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -111,7 +112,8 @@ class ConvolutionLayer(nnx.Module):
 
         Raises:
             ValueError: A shape or the mode does not fit, the rate is not positive, or a state is asked of a layer that
-                runs in both directions, or for more tokens than its kernel has taps.
+                runs in both directions, or for more tokens than its kernel has taps, or there is a mask where modes are
+                normalized over the length of the input ("softmax" without an `l_max`).
         """
         stateful = state is not None or return_state
         self._check(u, mask, state, rate, mode, stateful)
@@ -175,6 +177,8 @@ class ConvolutionLayer(nnx.Module):
         check_array(where, "u", u, (None, self.d_model), wanted, "Call the layer itself for a sequence.")
         check_real(where, "u", u, wanted)
         recurrence = self.recurrence(rate) if recurrence is None else recurrence
+        if not isinstance(recurrence, Recurrence):
+            raise errors.bad_argument(where, "recurrence", recurrence, "what `layer.recurrence()` returns")
         wanted = len(u), self.d_model, recurrence.modes
         enters = hasattr(recurrence, "enter")
         remedy = "`recurrence.enter(state)` makes it of a layer's." if enters else "`init_state(b)` makes one."
@@ -225,6 +229,9 @@ class ConvolutionLayer(nnx.Module):
         where = self._name
         check_tokens(where, u, self.d_model)
         check_mask(where, mask, u.shape[:2])
+        if mask is not None and self.kernel.depends_on_length:
+            remedy = "They are so over all that comes, padding included; DSS(l_max=...) has a length for them."
+            raise errors.bad_argument(where, "mask", "a mask", "left out with modes that are normalized", remedy)
         if mode not in get_args(Mode):
             raise ValueError(f"{where}: {errors.unknown_name('mode', mode, get_args(Mode))}")
         check_rate(where, rate)
@@ -236,6 +243,8 @@ class ConvolutionLayer(nnx.Module):
         if state is not None:
             wanted = (u.shape[0], *jax.eval_shape(lambda: self.init_state(1)).shape[1:])
             check_array(where, "state", state, wanted, f"(b, d, n) = {wanted}", "`init_state(b)` makes one.")
+            if jnp.iscomplexobj(state) and getattr(self.kernel, "real", False):
+                raise errors.bad_shape(where, "state", state, "real, as its modes are", "`init_state(b)` makes one.")
 
     def _check_one_direction(self) -> None:
         if self.bidirectional != "none":

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import DIAGONALS, diagonal_modes
-from ssmjax.layers.checks import as_sizes, check_rate
+from ssmjax.layers.checks import as_sizes, check_rate, check_step_range
 from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer, longest
 from ssmjax.layers.diagonal_steps import (
     EPSILON,
@@ -99,8 +99,9 @@ class DSSKernel(nnx.Module):
                 raise ValueError(f"DSS: {errors.unknown_name(kind, name, known)}")
         d_model, d_state, channels = as_sizes("DSS", d_model=d_model, d_state=d_state, channels=channels)
         l_max = None if l_max is None else errors.as_int("DSS", "l_max", l_max, "a positive int, or None", least=1)
-        if not 0 < dt_min <= dt_max:
-            raise errors.bad_argument("DSS", "(dt_min, dt_max)", (dt_min, dt_max), "positive and increasing")
+        check_step_range("DSS", dt_min, dt_max)
+        if max_real is not None and (not isinstance(max_real, int | float) or max_real != max_real):
+            raise errors.bad_argument("DSS", "max_real", max_real, "a number, or None")
         self.d_model, self.modes, self.channels, self.l_max = d_model, d_state, channels, l_max
         self.discretization, self.parametrization, self.max_real = discretization, parametrization, max_real
         bounds = dict(minval=jnp.log(dt_min), maxval=jnp.log(dt_max))
@@ -199,6 +200,11 @@ class DSSKernel(nnx.Module):
     def init_state(self, batch: int) -> Complex[jax.Array, "b h n"]:
         """The state before the first token: zeros."""
         return jnp.zeros((batch, *self._shape), jnp.complex64)
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether other taps follow from another length."""
+        return self.discretization == "softmax" and self.l_max is None
 
     @property
     def _shape(self) -> tuple[int, int]:

@@ -13,9 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import as_sizes, check_array, check_mask, check_rate, check_real, check_tokens
+from ssmjax.layers.checks import as_sizes, check_array, check_elapsed, check_mask, check_rate, check_real, check_tokens
 from ssmjax.layers.padding import Compaction, compact
-from ssmjax.ops.kernels_s4.discretize import check_step
 from ssmjax.shapes import Array, Complex, Float, Mask, Tokens
 
 __all__ = ["Bidirectional", "Matrices", "ScanLayer"]
@@ -201,7 +200,7 @@ class ScanLayer(nnx.Module):
             remedy = "The reverse direction needs the whole sequence; for a state, use bidirectional='none'."
             raise errors.bad_argument(where, "bidirectional", self.bidirectional, "'none' to carry a state", remedy)
         check_rate(where, rate)
-        check_step(where, "dts", dts)
+        check_elapsed(where, dts, mask)
 
 
 def _state_at(h: Complex[Array, "b l p"], lengths: Array, state: Complex[Array, "b p"] | None):

@@ -172,9 +172,9 @@ class DPLRKernel(StateSpaceParameters):
             rate: As in a call.
             form: "dense": a matrix of 2n x 2n real numbers a feature. "linear": O(n) numbers and operations a step, by
                 the Woodbury identity (section 3.3 of S4). "diagonal": in the eigenbasis of `A_bar`, found on the host
-                in float64, with states of its own; see `dplr_steps.EigenRecurrence`. That is exact for FouT; LegS and
-                LegT are refused, whose eigenvectors are so nearly parallel that with 64 modes a fifth of the output
-                would be lost.
+                in float64, with states of its own; see `dplr_steps.EigenRecurrence`. That is exact for FouT. Where
+                eigenvectors are too nearly parallel it is refused: LegS and LegT of more than a few modes, of whose
+                output a fifth would be lost with 64.
 
         Raises:
             ValueError: The form is unknown, or "diagonal" for matrices that are not so in floating point.
@@ -224,7 +224,8 @@ class DPLRKernel(StateSpaceParameters):
             The new kernel, for `layer.kernel = layer.kernel.extend(length)`.
 
         Raises:
-            ValueError: This is the kernel of a stack of layers, whose model is built for one `l_max`.
+            ValueError: This is the kernel of a stack of layers, whose model is built for one `l_max`, or it has a
+                `bandlimit`, which drops entries of one C~ and not of the other.
 
         >>> kernel = DPLRKernel(8, d_state=4, l_max=64, rngs=nnx.Rngs(0))
         >>> kernel.extend(100).l_kernel, kernel.l_kernel
@@ -233,6 +234,10 @@ class DPLRKernel(StateSpaceParameters):
         if self.C.ndim != 4:
             remedy = f"Build the model with l_max={length}; its configuration could not tell of another length."
             raise errors.bad_shape("DPLRKernel.extend", "C", self.C[...], "(c h n 2), of one layer", remedy)
+        length = errors.as_int("DPLRKernel.extend", "length", length, least=1)
+        if self.bandlimit is not None:
+            remedy = f"Build the layer with l_max={length}."
+            raise errors.bad_argument("DPLRKernel.extend", "bandlimit", self.bandlimit, "None", remedy)
         longer = nnx.clone(self)
         while longer.l_kernel < length:
             _, power = longer._powers(1.0, longer.l_kernel)

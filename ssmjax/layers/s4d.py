@@ -152,6 +152,11 @@ class DiagonalKernel(StateSpaceParameters):
         _, B_bar, C = self.recurrence(rate)
         return ops.vandermonde(C * B_bar[None], A, length, dt=dt, rule=transition_rule(self.discretization))
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether other taps follow from another length."""
+        return self.discretization in NORMALIZED
+
     def recurrence(self, rate: float | Array = 1.0) -> DiagonalRecurrence:
         """The discretized state space."""
         check_rate("S4D", rate)

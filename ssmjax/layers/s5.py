@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import block_diagonal_legs
-from ssmjax.layers.checks import as_sizes
+from ssmjax.layers.checks import as_sizes, check_step_range
 from ssmjax.layers.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.state_space import as_complex, positive
 from ssmjax.ops.kernels_s4.discretize import Rule, check_rule
@@ -97,8 +97,7 @@ class S5(ScanLayer):
         check_rule("S5", discretization)
         if c_init not in get_args(OutputInit):
             raise ValueError(f"S5: {errors.unknown_name('c_init', c_init, get_args(OutputInit))}")
-        if not 0 < dt_min <= dt_max:
-            raise errors.bad_argument("S5", "(dt_min, dt_max)", (dt_min, dt_max), "positive and increasing")
+        check_step_range("S5", dt_min, dt_max)
         d_model, d_state, blocks = as_sizes("S5", d_model=d_model, d_state=d_state, blocks=blocks)
         _check_blocks(d_state, blocks, conj_sym)
         modes, V, V_inverse = block_diagonal_legs(d_state, blocks, conj_sym=conj_sym)

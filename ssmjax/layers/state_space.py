@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from ssmjax import errors
 from ssmjax.init.diagonal import state_space
 from ssmjax.init.step_size import inverse_softplus
-from ssmjax.layers.checks import as_sizes
+from ssmjax.layers.checks import as_sizes, check_step_range
 from ssmjax.shapes import Array, Complex, Float, Inexact
 
 __all__ = ["TRANSFORMS", "Frozen", "StateSpaceParameters", "as_complex", "as_real", "positive"]
@@ -102,8 +102,7 @@ class StateSpaceParameters(nnx.Module):
         if bandlimit is not None:
             remedy = "It is a fraction of the band; None keeps all modes."
             bandlimit = errors.as_nonnegative(where, "bandlimit", bandlimit, positive=True, remedy=remedy)
-        if not 0 < dt_min <= dt_max:
-            raise errors.bad_argument(where, "(dt_min, dt_max)", (dt_min, dt_max), "positive and increasing")
+        check_step_range(where, dt_min, dt_max)
         _check_reach(where, "dt_transform", dt_transform, dt_max, "dt_max")
         self.d_model, self.channels = d_model, channels
         self.modes = d_state // 2 if conj_sym and not real else d_state
@@ -135,6 +134,11 @@ class StateSpaceParameters(nnx.Module):
             self.A_imag = hold("A", shaped)
         if rank:
             self.P = hold("P", P)
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether other taps follow from another length."""
+        return False
 
     def step_sizes(self, rate: float | Array = 1.0) -> Float[jax.Array, "h n"]:
         """The step sizes, float32."""

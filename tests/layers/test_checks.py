@@ -58,10 +58,42 @@ def test_complex_lengths_of_steps(layers):
 
 
 @pytest.mark.usefixtures("as_a_user")
+def test_lengths_of_steps_are_not_read_at_padding(layers):
+    mask = jnp.array([[True, True, False], [True, False, False]])
+    for kind in (S5, LRU):
+        for odd in (-1.0, np.nan):
+            given = layers[kind](u, mask=mask, dts=jnp.where(mask, 2.0, odd))
+            np.testing.assert_array_equal(given, layers[kind](u, mask=mask, dts=jnp.full((2, 3), 2.0)))
+
+
+@pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize("rate", [2, np.int64(2), np.float32(2)])
 def test_whole_numbers_are_rates(layers, rate):
     for layer in layers.values():
         np.testing.assert_array_equal(layer(u, rate=rate), layer(u, rate=2.0))
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(("kind", "rule"), [(DSS, "softmax"), (S4D, "softmax"), (S4D, "dss")])
+def test_a_mask_where_modes_are_normalized_over_the_input(kind, rule):
+    """The softmax would run over the padding and change the outputs of real tokens."""
+    layer = kind(D, d_state=4, discretization=rule, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="mask must be left out with modes that are normalized, .*padding included"):
+        layer(u, mask=jnp.ones((2, 3), bool))
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_what_is_no_recurrence(layers):
+    for kind in (S4, S4D, DSS):
+        with pytest.raises(ValueError, match="recurrence must be what `layer.recurrence..` returns, got 'linear'"):
+            layers[kind].step(u[:, 0], layers[kind].init_state(2), recurrence="linear")
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_a_complex_state_of_real_modes():
+    layer = S4D(D, d_state=4, real=True, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="S4D: state must be real, as its modes are, got .* complex64"):
+        layer(u, state=jnp.zeros((2, D, 4), jnp.complex64))
 
 
 @pytest.mark.usefixtures("as_a_user")
@@ -91,6 +123,10 @@ def test_whole_numbers_of_numpy_are_sizes():
         (S4ND, {"trank": "2"}, "S4ND: trank must be a positive int, got '2'"),
         (S4ND, {"axes": 4}, "S4ND: axes must be from 1 to 3, got 4"),
         (S4D, {"bandlimit": "a"}, "S4D: bandlimit must be a positive, finite number, got 'a'"),
+        (LRU, {"max_phase": -1.0}, "lru_ring: max_phase must be a positive, finite number, got -1.0"),
+        (DSS, {"max_real": float("nan")}, "DSS: max_real must be a number, or None, got nan"),
+        (S4D, {"dt_max": float("inf")}, r"S4D: \(dt_min, dt_max\) must be positive and increasing, got .* inf"),
+        (S5, {"dt_min": "a"}, r"S5: \(dt_min, dt_max\) must be positive and increasing, got \('a', "),
         (LRU, {"d_state": 4.0}, "LRU: d_state must be a positive int, got 4.0"),
     ],
 )

@@ -168,6 +168,15 @@ def test_steps_in_the_diagonal_form_continue_from_a_layers_state():
     oracle.close(recurrence.leave(state), last, 1e-5)
 
 
+@pytest.mark.usefixtures("as_a_user")
+def test_what_a_kernel_does_not_extend_to():
+    for length in (2.5, 0, True, "9"):
+        with pytest.raises(ValueError, match="DPLRKernel.extend: length must be a positive int, got"):
+            make().kernel.extend(length)
+    with pytest.raises(ValueError, match=r"extend: bandlimit must be None, got 0.1. Build the layer with l_max=20"):
+        make(bandlimit=0.1).kernel.extend(20)
+
+
 def test_it_stays_stable_under_any_update():
     for update in (-1e6, 1e6):
         kernel = make().kernel

@@ -79,14 +79,14 @@ def test_names():
 
 @pytest.mark.parametrize("layer", SEQUENTIAL)
 def test_padding_is_as_if_the_sequences_were_alone(key, layer):
-    model, x = nano(layer, bidirectional=True), jax.random.normal(key, (3, 16, 1))
+    options = {"l_max": 16} if layer == "dss" else {}  # the length that its softmax runs over
+    model, x = nano(layer, bidirectional=True, **options), jax.random.normal(key, (3, 16, 1))
     lengths = (16, 9, 1)
     mask = jnp.arange(16)[None] < jnp.array(lengths)[:, None]
     logits = quick.apply(model, x, mask=mask)
     on_the_right = jnp.stack([jnp.roll(row, 16 - n, 0) for row, n in zip(x, lengths, strict=True)])
     np.testing.assert_allclose(quick.apply(model, on_the_right, mask=mask[:, ::-1]), logits, atol=1e-4)
-    if layer != "dss":  # its softmax runs over the length of the input
-        np.testing.assert_allclose(quick.apply(model, x[1:2, :9])[0], logits[1], atol=1e-4)
+    np.testing.assert_allclose(quick.apply(model, x[1:2, :9])[0], logits[1], atol=1e-4)
 
 
 def test_a_nan_in_padding_reaches_no_gradient(key):
@@ -262,6 +262,8 @@ def test_layer_options_are_overridden_as_a_dictionary():
         ({"layer": "s4nd", "pool": "last"}, "pool must be 'mean' or 'max' with layer='s4nd'"),
         ({"gate": "gluu"}, "gate must be"),
         ({"depth": 0}, "depth must be at least 1"),
+        ({"layer_options": "blocks"}, "layer_options must be a dictionary, .* got 'blocks'"),
+        ({"layer_options": 5}, "layer_options must be a dictionary, .* got 5"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"layer": "s5", "l_max": 9}, "SequenceConfig: l_max must be None with layer='s5', got 9. Its sequences"),
         ({"layer": "lru", "l_max": 9}, "SequenceConfig: l_max must be None with layer='lru', got 9. Its sequences"),
@@ -270,6 +272,12 @@ def test_layer_options_are_overridden_as_a_dictionary():
 def test_messages_of_the_configuration(fields, message):
     with pytest.raises(ValueError, match=message):
         SequenceConfig(**fields)
+
+
+def test_numbers_and_arrays_of_numpy_are_options_of_a_layer():
+    config = SequenceConfig("s5", layer_options={"blocks": np.int64(2), "dt_min": np.float32(0.5)})
+    assert config.layer_options == (("blocks", 2), ("dt_min", 0.5)) and type(config.layer_options[0][1]) is int
+    assert SequenceConfig("s4nd", layer_options={"l_max": np.array([4, 4])}).layer_options == (("l_max", (4, 4)),)
 
 
 X, TOKENS = jnp.ones((2, 5, 1)), jnp.ones((2, 5), jnp.int32)
