@@ -65,8 +65,8 @@ def _accuracies(ax: Any, record: dict[str, Any], rules: list[str], color: dict[s
     ax.set_ylim(0, 112)
     ax.set_xticks(range(len(largest)), [f"dt up to {v:g}" for v in largest])
     what = f"S4D on {record['data']['name']}, {len(record['seeds'])} seed(s)"
-    _label(ax, f"the same classifier under each rule: {what}", "", "test accuracy, %")
-    ax.legend(frameon=False, fontsize=8, ncols=len(rules), loc="upper center")
+    title = f"the same classifier under each rule: {what}"
+    _label(ax, title, "", "test accuracy, %", ncols=len(rules), loc="upper center")
 
 
 def draw_shootout(results: Path, figure: Path) -> None:
@@ -94,12 +94,12 @@ def draw_shootout(results: Path, figure: Path) -> None:
     save(fig, figure)
 
 
-def _label(ax: Any, title: str, x: str, y: str) -> None:
+def _label(ax: Any, title: str, x: str, y: str, **legend: Any) -> None:
     ax.set_title(title, fontsize=10)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.grid(color=_GRID)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, **legend)
 
 
 def _smoke(record: dict[str, Any]) -> str:

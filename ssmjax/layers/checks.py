@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 
+TWO_FEATURES = "Real and imaginary parts are two features: jnp.concatenate([u.real, u.imag], axis=-1)."
+
+
 def as_sizes(where: str, **sizes: Any) -> tuple[int, ...]:
     """Sizes as Python ints; raises `ValueError` unless each is a whole number of one or more.
 
@@ -61,11 +64,9 @@ def check_tokens(where: str, u: Any, d_model: int) -> None:
     check_real(where, "u", u, f"(b, l, {d_model})")
 
 
-def check_real(where: str, name: str, x: Any, shape: str) -> None:
+def check_real(where: str, name: str, x: Any, shape: str, remedy: str = TWO_FEATURES) -> None:
     """Raises `ValueError` if an array of this shape is complex."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        remedy = f"Real and imaginary parts are two features: jnp.concatenate([{name}.real, {name}.imag], axis=-1)."
-        remedy = "It is a length of time." if name == "dts" else remedy
         raise errors.bad_shape(where, name, x, f"{shape} of real numbers", remedy)
 
 

@@ -9,7 +9,6 @@ from jax.typing import DTypeLike
 
 from ssmjax import ops
 from ssmjax.init.diagonal import lru_ring
-from ssmjax.layers.checks import as_sizes
 from ssmjax.layers.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.state_space import positive
 
@@ -67,8 +66,8 @@ class LRU(ScanLayer):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        d_model, d_state = as_sizes("LRU", d_model=d_model, d_state=d_state)
         super().__init__(d_model, d_state, bidirectional, dtype)
+        d_model, d_state = self.d_model, self.modes
         ring = lru_ring(d_state, r_min=r_min, r_max=r_max, max_phase=max_phase, key=rngs.params())
         self.nu_log, self.theta_log, self.gamma_log = (nnx.Param(v.astype(param_dtype)) for v in ring)
 

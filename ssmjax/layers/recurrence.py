@@ -190,7 +190,7 @@ class ScanLayer(nnx.Module):
         wanted = u.shape[0], self.modes
         if dts is not None:
             check_array(where, "dts", dts, u.shape[:2], f"(b, l) = {u.shape[:2]}", "It has one value a token of u.")
-            check_real(where, "dts", dts, f"(b, l) = {u.shape[:2]}")
+            check_real(where, "dts", dts, f"(b, l) = {u.shape[:2]}", "It is a length of time.")
         if state is not None:
             check_array(where, "state", state, wanted, f"(b, p) = {wanted}", "`init_state(b)` makes one.")
         if mode not in ("auto", "scan"):

@@ -2,13 +2,15 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+import numpy as np
+
 from ssmjax import errors
 
-__all__ = ["ComputeDtype", "check_fields", "override", "require"]
+__all__ = ["ComputeDtype", "check_fields", "frozen_options", "override", "require"]
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 """What a model computes in; parameters, norms, scans, the residual stream and the logits are float32 in any case."""
@@ -40,6 +42,32 @@ def check_fields(config: Any) -> None:
         ):
             value = float(value)
         object.__setattr__(config, field.name, value)
+
+
+def frozen_options(where: str, field: str, options: Any) -> tuple[tuple[str, Any], ...]:
+    """Options as sorted pairs that have a hash and that JSON has: Python numbers for numpy's, tuples for lists.
+
+    Args:
+        where: The public class, for the message.
+        field: The field.
+        options: A dictionary, or pairs.
+
+    Raises:
+        ValueError: It is neither.
+
+    >>> frozen_options("SequenceConfig", "layer_options", {"l_max": [4, 4], "blocks": 2})
+    (('blocks', 2), ('l_max', (4, 4)))
+    """
+    items = options.items() if isinstance(options, Mapping) else options
+    pairs = list(items) if isinstance(items, Iterable) else [items]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise errors.bad_argument(where, field, options, 'a dictionary, such as {"blocks": 4}')
+    return tuple(sorted((str(name), _plain(value)) for name, value in pairs))
+
+
+def _plain(value: Any) -> Any:
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def require(config: Any, field: str, holds: bool, wanted: str, remedy: str = "") -> None:

@@ -1,7 +1,7 @@
 """Classifiers and regressors of sequences: an encoder, a stack of state space blocks, a pooling and a linear head."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, no_type_check
 
 import jax
@@ -18,7 +18,7 @@ from ssmjax.layers.s4 import L_MAX
 from ssmjax.layers.sequence_block import SequenceBlock, check_layer_options
 from ssmjax.layers.stack import apply_stack, make_stack
 from ssmjax.layers.token_encoder import TokenEncoder
-from ssmjax.models.config import ComputeDtype, check_fields, require
+from ssmjax.models.config import ComputeDtype, check_fields, frozen_options, require
 from ssmjax.models.registry import Family, register_family
 from ssmjax.shapes import Array, Bool, Float, Int, Mask, PRNGKey
 
@@ -104,8 +104,7 @@ class SequenceConfig:
 
     def __post_init__(self):
         # Pairs in place of a dictionary: a configuration is hashable, and equal to itself after JSON.
-        pairs = _pairs(type(self).__name__, self.layer_options)
-        frozen = tuple(sorted((str(name), _plain(v)) for name, v in pairs))
+        frozen = frozen_options(type(self).__name__, "layer_options", self.layer_options)
         object.__setattr__(self, "layer_options", frozen)
         check_fields(self)
         for field in ("num_classes", "in_features", "d_model", "depth", "d_state"):
@@ -344,20 +343,6 @@ class SequenceRegressor(SequenceClassifier):
     >>> SequenceRegressor(config, rngs=nnx.Rngs(0))(jnp.zeros((2, 30, 1))).shape
     (2, 30, 1)
     """
-
-
-def _pairs(where: str, options: Any) -> list[tuple[Any, Any]]:
-    """The items of a dictionary, or of a sequence of pairs."""
-    items = options.items() if isinstance(options, Mapping) else options
-    if isinstance(items, str) or not isinstance(items, Iterable) or any(len(pair) != 2 for pair in items):
-        raise errors.bad_argument(where, "layer_options", options, 'a dictionary, such as {"blocks": 4}')
-    return [(name, value) for name, value in items]
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it and a hash: Python numbers for numpy's, tuples for lists and arrays."""
-    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _unpair(where: str, inputs: Any, mask: Any, lengths: Any) -> tuple[Any, Any, Any, int]:

@@ -264,6 +264,7 @@ def test_layer_options_are_overridden_as_a_dictionary():
         ({"depth": 0}, "depth must be at least 1"),
         ({"layer_options": "blocks"}, "layer_options must be a dictionary, .* got 'blocks'"),
         ({"layer_options": 5}, "layer_options must be a dictionary, .* got 5"),
+        ({"layer_options": [1, 2]}, r"layer_options must be a dictionary, .* got \[1, 2\]"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"layer": "s5", "l_max": 9}, "SequenceConfig: l_max must be None with layer='s5', got 9. Its sequences"),
         ({"layer": "lru", "l_max": 9}, "SequenceConfig: l_max must be None with layer='lru', got 9. Its sequences"),
@@ -277,6 +278,7 @@ def test_messages_of_the_configuration(fields, message):
 def test_numbers_and_arrays_of_numpy_are_options_of_a_layer():
     config = SequenceConfig("s5", layer_options={"blocks": np.int64(2), "dt_min": np.float32(0.5)})
     assert config.layer_options == (("blocks", 2), ("dt_min", 0.5)) and type(config.layer_options[0][1]) is int
+    assert SequenceConfig("s5", layer_options=(pair for pair in [("blocks", 2)])).layer_options == (("blocks", 2),)
     assert SequenceConfig("s4nd", layer_options={"l_max": np.array([4, 4])}).layer_options == (("l_max", (4, 4)),)
 
 

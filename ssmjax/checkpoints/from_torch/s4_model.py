@@ -112,9 +112,9 @@ def convert(state: Mapping[str, np.ndarray], config: SequenceConfig, where: str 
     """
     state = canonical(state)
     real_transform = config.layer_arguments.get("real_transform", "exp")
+    l_max = config.parameters_depend_on.get("l_max")
     for i in range(config.depth):
         name = f"{_ssm(i)}kernel.l_kernel"
-        l_max = config.parameters_depend_on.get("l_max")
         if l_max is not None and name in state and int(state[name]) != l_max:
             wanted = f"{l_max}, the configuration's l_max"
             raise bad_argument(where, name, int(state[name]), wanted, f"Use l_max={int(state[name])}.")
