@@ -143,7 +143,7 @@ def tokens(batch: Mapping[str, Any], key: jax.Array | None, train: bool) -> dict
 
 def build(config: Config, task: Task, seed: int, **overrides: Any) -> Any:
     """The classifier of the settings, with fresh parameters; `overrides` are further fields of the model."""
-    # C~ of S4 is made for a length, and modes of DSS are normalized over one, which padding must not change.
+    # C~ of S4 is made for a length, and modes of DSS are normalized over one: so all sequences have the same kernel.
     longest = {"l_max": task.data.length} if config.layer in ("s4", "dss") else {}
     return ssmjax.create_model(
         f"{config.layer}_classifier",

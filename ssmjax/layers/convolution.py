@@ -7,7 +7,8 @@ A layer owns a kernel module, with
     kernel.carried(state, length, rate) -> (b c l h)    what a state adds to the outputs of the steps after it
     kernel.last_state(u, steps, state, rate)            the state after a sequence, without a scan
     kernel.init_state(batch)                            zeros
-    kernel.depends_on_length                            whether other taps follow from another length
+    kernel.depends_on_length                            whether other taps follow from another length; then a keyword
+                                                        `over` of the call gives one other than that of the kernel
 """
 
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -21,7 +22,7 @@ from ssmjax import _compat, errors, ops
 from ssmjax.layers.checks import as_sizes, check_array, check_mask, check_options, check_rate, check_real, check_tokens
 from ssmjax.layers.padding import compact
 from ssmjax.layers.recurrence import Bidirectional
-from ssmjax.shapes import Array, Expanded, Float, Inexact, Mask, Tokens
+from ssmjax.shapes import Array, Expanded, Float, Inexact, Int, Mask, Tokens
 
 __all__ = ["Bidirectional", "ConvolutionLayer", "Mode", "Recurrence", "longest", "scan"]
 
@@ -112,8 +113,7 @@ class ConvolutionLayer(nnx.Module):
 
         Raises:
             ValueError: A shape or the mode does not fit, the rate is not positive, or a state is asked of a layer that
-                runs in both directions, or for more tokens than its kernel has taps, or there is a mask where modes are
-                normalized over the length of the input ("softmax" without an `l_max`).
+                runs in both directions, or for more tokens than its kernel has taps.
         """
         stateful = state is not None or return_state
         self._check(u, mask, state, rate, mode, stateful)
@@ -125,7 +125,7 @@ class ConvolutionLayer(nnx.Module):
         elif mode == "scan":
             y, last = self._scan(x, None if padding is None else padding.mask, state, rate)
         else:
-            y = self._convolve(x, rate)
+            y = self._convolve(x, None if padding is None else padding.lengths, rate)
             y = y if state is None else y + self.kernel.carried(state, x.shape[1], rate)
             last = self._last_state(x, padding, state, rate) if return_state else None
         y = jnp.moveaxis(y, 1, 2).reshape(*u.shape[:2], self.channels * self.d_model)
@@ -198,8 +198,18 @@ class ConvolutionLayer(nnx.Module):
         check_options(type(self), kind, options)
         self.kernel = kind(self.d_model, channels=self.kernel_channels, **options)
 
-    def _convolve(self, x: Tokens, rate: float | Array) -> Float[jax.Array, "b c l d"]:
-        kernel, origin = self.kernel(self._taps(x.shape[1], rate), rate), 0
+    def _convolve(self, x: Tokens, lengths: Int[Array, " b"] | None, rate: Any) -> Float[jax.Array, "b c l d"]:
+        taps = self._taps(x.shape[1], rate)
+        if lengths is None or not self.kernel.depends_on_length:
+            return self._convolve_with(self.kernel(taps, rate), x)
+
+        def alone(x, length):
+            return self._convolve_with(self.kernel(taps, rate, over=length), x[None])[0]
+
+        return jax.vmap(alone)(x, jnp.minimum(lengths, taps))
+
+    def _convolve_with(self, kernel: Float[Array, "_ k d"], x: Tokens) -> Float[jax.Array, "b c l d"]:
+        origin = 0
         if self.bidirectional != "none":
             forward, backward = jnp.split(kernel, 2)
             kernel, origin = ops.two_sided_kernel(forward, backward, inclusive=self.bidirectional == "inclusive")
@@ -229,9 +239,6 @@ class ConvolutionLayer(nnx.Module):
         where = self._name
         check_tokens(where, u, self.d_model)
         check_mask(where, mask, u.shape[:2])
-        if mask is not None and self.kernel.depends_on_length:
-            remedy = "They are so over all that comes, padding included; DSS(l_max=...) has a length for them."
-            raise errors.bad_argument(where, "mask", "a mask", "left out with modes that are normalized", remedy)
         if mode not in get_args(Mode):
             raise ValueError(f"{where}: {errors.unknown_name('mode', mode, get_args(Mode))}")
         check_rate(where, rate)

@@ -1,15 +1,24 @@
 """Discretized diagonal state spaces, one a feature: what S4D and DSS step with, and carry over a chunk."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ssmjax import ops
+from ssmjax import errors, ops
 from ssmjax.ops.kernels_s4.discretize import held
 from ssmjax.shapes import Array, Float, Inexact, Int, Mask
 
-__all__ = ["EPSILON", "DiagonalRecurrence", "carried", "inverse", "last_state", "softmax_epsilon", "transition_rule"]
+__all__ = [
+    "EPSILON",
+    "DiagonalRecurrence",
+    "carried",
+    "inverse",
+    "last_state",
+    "refuse_over",
+    "softmax_epsilon",
+    "transition_rule",
+]
 
 EPSILON = 1e-7
 """In the code of DSS, `1 / z` is `conj(z) / (|z|^2 + EPSILON)`."""
@@ -87,6 +96,13 @@ def last_state(
 def transition_rule(rule: str) -> str:
     """The rule with the same A_bar among those that are no more than that, which a kernel is made with."""
     return "zoh" if rule in ("async", "softmax", "dss") else rule
+
+
+def refuse_over(where: str, over: Any) -> None:
+    """Raises `ValueError` where a kernel that is not normalized over its length is told over how many taps to."""
+    if over is not None:
+        wanted = "left out of a kernel that is not normalized over its length"
+        raise errors.bad_argument(where, "over", over, wanted)
 
 
 def softmax_epsilon(

@@ -17,6 +17,7 @@ from ssmjax.layers.diagonal_steps import (
     carried,
     inverse,
     last_state,
+    refuse_over,
     softmax_epsilon,
     transition_rule,
 )
@@ -119,25 +120,31 @@ class DSSKernel(nnx.Module):
             else:
                 self.Lambda_log_im = nnx.Param(jnp.log(jnp.maximum(modes.imag, 1e-4)).astype(param_dtype))
 
-    def __call__(self, length: int, rate: float | Array = 1.0) -> Float[jax.Array, "c l h"]:
+    def __call__(
+        self, length: int, rate: float | Array = 1.0, over: Int[Array, ""] | None = None
+    ) -> Float[jax.Array, "c l h"]:
         """The kernels.
 
         Args:
             length: How many taps.
             rate: A factor on the step sizes: 2 for an input sampled at half the rate.
+            over: With "softmax" and no `l_max`, of how many taps the sums are by which modes are normalized, those
+                after being zero; None: of all.
 
         Raises:
-            ValueError: The length or the rate is not positive, or the length is beyond `l_max`.
+            ValueError: The length or the rate is not positive, the length is beyond `l_max`, or modes are not
+                normalized `over` a number of taps that may be chosen.
         """
         check_rate("DSS", rate)
+        if not self.depends_on_length:
+            refuse_over("DSS", over)
         A, dt = self.scaled(rate)
         if self.discretization == "softmax":
             modes = self.modes_of_all()[None]
             weights = as_complex(self.W[...].astype(jnp.float32)) * inverse(modes)[None]
             epsilon = softmax_epsilon(A, dt, modes)
-            return ops.softmax_kernel(weights, A, self._normalized_over(length, rate), dt=dt, epsilon=epsilon)[
-                :, :length
-            ]
+            most = self._normalized_over(length, rate)
+            return ops.softmax_kernel(weights, A, most, dt=dt, epsilon=epsilon, over=over)[:, :length]
         _, B_bar, C = self.recurrence(rate)
         return ops.vandermonde(C * B_bar[None], A, length, dt=dt, rule=transition_rule(self.discretization))
 

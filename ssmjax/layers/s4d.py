@@ -14,6 +14,7 @@ from ssmjax.layers.diagonal_steps import (
     carried,
     inverse,
     last_state,
+    refuse_over,
     softmax_epsilon,
     transition_rule,
 )
@@ -123,15 +124,19 @@ class DiagonalKernel(StateSpaceParameters):
         )
         self.discretization = discretization
 
-    def __call__(self, length: int, rate: float | Array = 1.0) -> Float[jax.Array, "c l h"]:
+    def __call__(
+        self, length: int, rate: float | Array = 1.0, over: Int[Array, ""] | None = None
+    ) -> Float[jax.Array, "c l h"]:
         """The kernels.
 
         Args:
             length: How many taps.
             rate: A factor on the step sizes: 2 for an input sampled at half the rate.
+            over: Of how many taps the sums are by which modes are normalized, if they are, those after being zero;
+                None: of all.
 
         Raises:
-            ValueError: The length or the rate is not positive.
+            ValueError: The length or the rate is not positive, or modes are not normalized `over` anything.
 
         >>> kernel = DiagonalKernel(2, d_state=4, rngs=nnx.Rngs(0))
         >>> bool(jnp.allclose(kernel(8, rate=1.0)[:, :4], kernel(4), atol=1e-6))
@@ -148,7 +153,9 @@ class DiagonalKernel(StateSpaceParameters):
                 length,
                 dt=dt,
                 epsilon=softmax_epsilon(A, dt, A) if self.discretization == "dss" else EPSILON,
+                over=over,
             )
+        refuse_over("S4D", over)
         _, B_bar, C = self.recurrence(rate)
         return ops.vandermonde(C * B_bar[None], A, length, dt=dt, rule=transition_rule(self.discretization))
 

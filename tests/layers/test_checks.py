@@ -74,12 +74,10 @@ def test_whole_numbers_are_rates(layers, rate):
 
 
 @pytest.mark.usefixtures("as_a_user")
-@pytest.mark.parametrize(("kind", "rule"), [(DSS, "softmax"), (S4D, "softmax"), (S4D, "dss")])
-def test_a_mask_where_modes_are_normalized_over_the_input(kind, rule):
-    """The softmax would run over the padding and change the outputs of real tokens."""
-    layer = kind(D, d_state=4, discretization=rule, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="mask must be left out with modes that are normalized, .*padding included"):
-        layer(u, mask=jnp.ones((2, 3), bool))
+@pytest.mark.parametrize("layer", [S4D(D, rngs=nnx.Rngs(0)), DSS(D, l_max=8, rngs=nnx.Rngs(0))], ids=["s4d", "dss"])
+def test_a_length_to_normalize_over_where_there_is_none_to_choose(layer):
+    with pytest.raises(ValueError, match="over must be left out of a kernel that is not normalized over its length"):
+        layer.kernel(8, over=5)
 
 
 @pytest.mark.usefixtures("as_a_user")

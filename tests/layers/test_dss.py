@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ssmjax.layers import DSS
+from ssmjax.layers import DSS, S4D
 from ssmjax.layers.dss import DSSKernel
 from tests.layers import convolution_oracle as oracle
 from tests.layers import quick
@@ -50,6 +50,39 @@ def test_equals_a_loop_with_padding(parametrization, mode):
     u = jnp.where(mask[..., None], sequence(9), 1e3)
     expected = oracle.masked(oracle.dss(layer, rule="zoh"), np.asarray(layer.D[...]), u, mask)
     oracle.close(oracle.call(layer, u, mask=mask, mode=mode), expected)
+
+
+@pytest.mark.parametrize(("kind", "rule"), [(DSS, "softmax"), (S4D, "softmax"), (S4D, "dss")])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": "exclusive", "channels": 2}, {"l_max": 4}], ids=str)
+def test_modes_are_normalized_over_the_real_tokens(kind, rule, options):
+    """Each sequence of a batch is as if it were alone, gradients included, with padding on either side or within."""
+    if kind is DSS and "l_max" in options:
+        options = {"max_real": None}  # modes that grow
+    layer = oracle.lively(lambda: kind(D, d_state=4, discretization=rule, **options, rngs=nnx.Rngs(0)))
+    if "max_real" in options:
+        layer.kernel.Lambda[...] = layer.kernel.Lambda[...].at[:2, 0].set(jnp.array([30.0, 0.0]))
+    definition, parameters = nnx.split(layer)
+    mask = np.zeros((4, 9), bool)
+    mask[0, 5:], mask[1, :4], mask[2, [0, 3, 4, 8]] = True, True, True  # and in the last row nothing
+    u = jnp.where(mask[..., None], sequence(9, batch=4), 1e3)
+
+    @quick.jit
+    def run(parameters, u, mask):
+        def value(parameters, u):
+            y = nnx.merge(definition, parameters)(u, mask=mask)
+            return jnp.sum(jnp.sin(y)), y
+
+        return jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(parameters, u)
+
+    (_, y), (in_parameters, in_u) = run(parameters, u, mask)
+    assert not np.any(y[~mask]) and not np.any(in_u[~mask])
+    total = jax.tree.map(jnp.zeros_like, parameters)
+    for row, real in enumerate(mask[:3]):
+        (_, alone), (gradient, in_alone) = run(parameters, u[row : row + 1, real], None)
+        oracle.close(y[row, real], alone[0])
+        oracle.close(in_u[row, real], in_alone[0], 1e-4)
+        total = jax.tree.map(jnp.add, total, gradient)
+    jax.tree.map(lambda ours, theirs: oracle.close(ours, theirs, 1e-4), in_parameters, total)
 
 
 def test_modes_that_grow_are_sound_in_whole_sequences():

@@ -79,8 +79,7 @@ def test_names():
 
 @pytest.mark.parametrize("layer", SEQUENTIAL)
 def test_padding_is_as_if_the_sequences_were_alone(key, layer):
-    options = {"l_max": 16} if layer == "dss" else {}  # the length that its softmax runs over
-    model, x = nano(layer, bidirectional=True, **options), jax.random.normal(key, (3, 16, 1))
+    model, x = nano(layer, bidirectional=True), jax.random.normal(key, (3, 16, 1))
     lengths = (16, 9, 1)
     mask = jnp.arange(16)[None] < jnp.array(lengths)[:, None]
     logits = quick.apply(model, x, mask=mask)

@@ -287,14 +287,18 @@ def test_dplr_matrices_step_as_the_kernel_convolves(float64):
 # ------------------------------------------------------------------------------------------------------------- DSS
 
 
-@pytest.mark.parametrize("length", [1, 63])
-def test_softmax_kernel(length, float64):
+def softmax_problem():
     """With modes that grow, and one that neither grows nor turns."""
     W, A, dt = diagonal_problem(n=5)
     A = A + np.array([0, 0, 3, 0.5, 0], np.float32)
     A[0, 0] = 0
+    return W, A, 10 * dt
+
+
+@pytest.mark.parametrize("length", [1, 63])
+def test_softmax_kernel(length, float64):
+    args = softmax_problem()
     run = functools.partial(ops.softmax_kernel, length=length)
-    args = W, A, 10 * dt
     wanted = run(*wide(args[:2]), dt=wide(args[2]), implementation="reference")
     got = jax.jit(lambda W, A, dt: run(W, A, dt=dt))(*args)
     assert error(got, wanted) < 3e-6
@@ -304,6 +308,35 @@ def test_softmax_kernel(length, float64):
     assert error(got[0], wanted[0]) < 1e-5
     if length > 1:  # of a single value the kernel is W, whatever the modes are
         assert max(map(error, got, wanted)) < 3e-5
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_softmax_kernel_over_fewer_values(implementation, float64):
+    """The kernel of that length and zeros after it, with its gradients: known, or one a row under `vmap`."""
+    args, most, lengths = softmax_problem(), 63, np.array([63, 31, 2, 1, 0])
+    args = args if implementation == "xla" else wide(args)  # in float32 the reference itself is rounded too often
+    cotangent = np.random.default_rng(1).normal(size=(2, most, 3)).astype(np.float32)
+
+    def kernel(W, A, dt, over):
+        return ops.softmax_kernel(W, A, most, dt=dt, over=over, implementation=implementation)
+
+    rows = jax.jit(jax.vmap(kernel, in_axes=(None, None, None, 0)))(*args, lengths)
+    gradients = jax.jit(jax.vmap(lambda over: grads(lambda *args: kernel(*args, over), args, cotangent)))(lengths)
+    chex.assert_tree_all_finite(gradients)
+    for row, n in enumerate(map(int, lengths)):
+        assert not np.any(rows[row, :, n:])
+        if n == 0:
+            continue
+        assert error(rows[row], kernel(*args, n)) < 1e-6
+
+        def shorter(W, A, dt, n=n):
+            return ops.softmax_kernel(W, A, n, dt=dt, implementation="reference")
+
+        assert error(rows[row, :, :n], shorter(*wide(args))) < 3e-6
+        wanted = grads(shorter, wide(args), cotangent[:, :n])
+        assert error(gradients[0][row], wanted[0]) < 1e-5
+        if n > 1:  # of a single value the kernel is W, whatever the modes are
+            assert max(error(g[row], w) for g, w in zip(gradients, wanted, strict=True)) < 3e-5
 
 
 # ---------------------------------------------------------------------------------------------------- the arithmetic

@@ -85,6 +85,16 @@ def test_of_epsilon():
 
 
 @pytest.mark.usefixtures("as_a_user")
+def test_of_over():
+    wanted = "over must be a whole number from 0 to length = 5, got"
+    one_a_row = ({"over": np.array([2, 3])}, rf"{wanted} \(2,\) int64. One for each row of a batch is jax.vmap's")
+    cases = [({"over": bad}, wanted) for bad in (-1, 6, 2.5, True, "3", [3], np.int32(6), jnp.float32(2))]
+    refused(ops.softmax_kernel, {"W": A, "A": A, "length": 5}, [*cases, one_a_row])
+    for good in (0, 5, np.int64(3), jnp.int32(5)):
+        jax.eval_shape(lambda W, good=good: ops.softmax_kernel(W, A, 5, over=good), A)
+
+
+@pytest.mark.usefixtures("as_a_user")
 def test_of_dplr():
     right = {"A": A, "P": A[None], "B": A, "dt": DT}
     cases = [

@@ -1,6 +1,5 @@
 """Angles of many turns, reduced with extra bits, so that sine and cosine are correct to the rounding of a float."""
 
-import functools
 import math
 
 import jax
@@ -22,15 +21,19 @@ def turns(a: jax.Array, dt: jax.Array) -> df.Double:
     return high - jnp.round(high), low
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def reduced_angle(a: jax.Array, dt: jax.Array, steps: int = 1) -> jax.Array:
-    """`steps dt a` less a multiple of 2 pi, in [-pi, pi]."""
+def reduced_angle(a: jax.Array, dt: jax.Array, steps: int | jax.Array = 1) -> jax.Array:
+    """`steps dt a` less a multiple of 2 pi, in [-pi, pi]; `steps` is a whole number."""
+    return _reduced_angle(a, dt, jnp.asarray(steps, dt.dtype))
+
+
+@jax.custom_jvp
+def _reduced_angle(a, dt, steps):
     high, low = turns(a, dt)
-    high, rest = df.two_product(high, jnp.full_like(high, steps))
+    high, rest = df.two_product(high, jnp.broadcast_to(steps, high.shape))
     return (2 * math.pi) * ((high - jnp.round(high)) + (rest + steps * low))
 
 
-@reduced_angle.defjvp
-def _reduced_angle_jvp(steps, primals, tangents):
-    (a, dt), (da, ddt) = primals, tangents
-    return reduced_angle(a, dt, steps), steps * (da * dt + a * ddt)
+@_reduced_angle.defjvp
+def _reduced_angle_jvp(primals, tangents):
+    (a, dt, steps), (da, ddt, _) = primals, tangents
+    return _reduced_angle(a, dt, steps), steps * (da * dt + a * ddt)

@@ -14,7 +14,7 @@ from ssmjax.ops.kernels_s4.matrices import check_dplr
 from ssmjax.ops.kernels_s4.pairs import as_pair, from_pair
 from ssmjax.ops.kernels_s4.powers import squares
 from ssmjax.ops.kernels_s4.softmax import softmax_kernel_xla
-from ssmjax.shapes import Array, Complex, Float, Inexact
+from ssmjax.shapes import Array, Complex, Float, Inexact, Int
 
 __all__ = ["dplr_kernel", "softmax_kernel", "vandermonde", "vandermonde_state"]
 
@@ -125,11 +125,12 @@ def softmax_kernel(
     *,
     dt: Float[Array, "h"] | Float[Array, "h n"] | None = None,
     epsilon: float | Float[Array, "h n"] = 1e-7,
+    over: int | Int[Array, ""] | None = None,
     implementation: str = "auto",
 ) -> Float[jax.Array, "*b l h"]:
     """The kernel of DSS, whose modes are normalized over the length.
 
-        K_l = Re sum_n W_n e^(l dt A_n) / sum_j e^(j dt A_n),
+        K_l = Re sum_n W_n e^(l dt A_n) / sum_(j < over) e^(j dt A_n),    l < over,
 
     DSS-softmax of proposition 1 of https://arxiv.org/abs/2203.14343, with `W` divided by `A` beforehand, and without
     the factor 2: all modes are given. A mode may grow (Re A > 0); nothing overflows. Accuracy, cost and derivatives are
@@ -142,13 +143,16 @@ def softmax_kernel(
         dt: Step sizes, (h) or (h n); 1 by default.
         epsilon: The reciprocal of the sum is conj(sum) / (|sum|^2 + epsilon), which is bounded where the sum vanishes.
             One number, or one a mode, (h n); not negative.
+        over: How many values modes are normalized over, those after being zero; `length` by default. Unlike that it may
+            be traced, so that `jax.vmap` makes the kernels of sequences of several lengths.
         implementation: See `ssmjax.ops.use_implementation`.
 
     Returns:
         K, (*b l h).
 
     Raises:
-        ValueError: A shape, a dtype or the length is wrong, or a step or `epsilon` is negative.
+        ValueError: A shape, a dtype or the length is wrong, a step or `epsilon` is negative, or `over` is not from 0 to
+            `length`.
         NotImplementedError: A named implementation does not take this call.
 
     >>> import jax.numpy as jnp, ssmjax.ops
@@ -159,11 +163,12 @@ def softmax_kernel(
     length = _checks.as_length(where, length)
     dt, W, A = _check(where, {"W": W}, A, dt, "zoh")
     _check_epsilon(where, epsilon, A)
+    over = length if over is None else _check_over(where, over, length)
     flat = W.reshape(-1, *A.shape)
     if _choose(where, implementation, W, A) == "reference":
-        K = reference.softmax_kernel_reference(flat, A, dt, length, epsilon)
+        K = reference.softmax_kernel_reference(flat, A, dt, length, epsilon, over)
     else:
-        K = softmax_kernel_xla(as_pair(flat), as_pair(A), dt, length, epsilon)
+        K = softmax_kernel_xla(as_pair(flat), as_pair(A), dt, length, epsilon, over)
     return jnp.swapaxes(K, -1, -2).reshape(*W.shape[:-2], length, A.shape[0])
 
 
@@ -261,6 +266,17 @@ def _check_epsilon(where, epsilon, A):
         raise errors.bad_shape(where, "epsilon", epsilon, f"a real number, or (h n) = {A.shape} of them", remedy)
     if (values := _checks.known_values(epsilon)) is not None and np.min(values, initial=0) < 0:
         raise errors.bad_argument(where, "epsilon", float(values.min()), "at least 0", remedy)
+
+
+def _check_over(where, over, length):
+    """A number of values as it came, if it is traced, else as a Python int."""
+    wanted = f"a whole number from 0 to length = {length}"
+    if not hasattr(over, "shape"):
+        return errors.as_int(where, "over", over, wanted, least=0, most=length)
+    if over.shape or not jnp.issubdtype(over.dtype, jnp.integer):
+        raise errors.bad_shape(where, "over", over, wanted, "One for each row of a batch is jax.vmap's to map over.")
+    values = _checks.known_values(over)
+    return over if values is None else errors.as_int(where, "over", int(values), wanted, least=0, most=length)
 
 
 def _precision(*arrays):

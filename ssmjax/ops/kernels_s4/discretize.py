@@ -132,7 +132,7 @@ def _gain(A: Pair, dt: jax.Array, rule: str, dt_input: jax.Array) -> Pair:
     return dt if rule in ("euler", "impulse") else jnp.ones_like(dt), jnp.zeros_like(dt)
 
 
-def held(A: Pair, dt: jax.Array, steps: int = 1) -> Pair:
+def held(A: Pair, dt: jax.Array, steps: int | jax.Array = 1) -> Pair:
     """`(exp(x) - 1) / A` for `x = steps dt A`: the response to an input held over that time; `steps dt` at A = 0."""
     x = steps * dt * A[0], steps * dt * A[1]
     small = x[0] ** 2 + x[1] ** 2 < 0.01

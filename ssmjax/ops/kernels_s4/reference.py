@@ -31,10 +31,11 @@ def vandermonde_state_reference(u, A, dt, rule):
     return jax.lax.scan(lambda h, u: (A_bar * h + u[..., None], None), h, jnp.moveaxis(u, -1, 0))[0]
 
 
-def softmax_kernel_reference(W, A, dt, length, epsilon):
-    """`K_l = Re sum_n W_n e^(l dt A_n) / sum_j e^(j dt A_n)` (b h l), with all the powers written out."""
-    x = (dt * A)[..., None] * jnp.arange(length, dtype=dt.dtype).reshape(1, 1, -1)
-    e = jnp.exp(x - jnp.max(x.real, axis=-1, keepdims=True))
+def softmax_kernel_reference(W, A, dt, length, epsilon, over):
+    """`K_l = Re sum_n W_n e^(l dt A_n) / sum_(j < over) e^(j dt A_n)` (b h l), with all the powers written out."""
+    l = jnp.arange(length, dtype=dt.dtype).reshape(1, 1, -1)
+    x = jnp.where(l < over, (dt * A)[..., None] * l, 0)
+    e = jnp.where(l < over, jnp.exp(x - jnp.max(x.real, axis=-1, keepdims=True)), 0)
     total = e.sum(-1, keepdims=True)
     size = total.real**2 + total.imag**2 + jnp.broadcast_to(epsilon, A.shape)[..., None]
     return jnp.einsum("bhn,hnl->bhl", W, e * total.conj() / size).real
