@@ -171,8 +171,15 @@ class ScanLayer(nnx.Module):
 
     def _product(self, x: Array, weight: Array) -> Array:
         """Accumulated in float32; of float32 without the shortened factors (TF32, bfloat16) of a GPU or TPU."""
-        precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
-        return jnp.matmul(x, weight, precision=precision, preferred_element_type=jnp.float32)
+        if self.dtype == jnp.float32:
+            return jnp.matmul(x, weight, precision=jax.lax.Precision.HIGHEST)
+        return jax.lax.platform_dependent(
+            x,
+            weight,
+            # XLA of jax 0.7 multiplies no two bfloat16 to a float32 on CPUs that have instructions for bfloat16.
+            cpu=lambda x, weight: jnp.matmul(x.astype(jnp.float32), weight.astype(jnp.float32)),
+            default=lambda x, weight: jnp.matmul(x, weight, preferred_element_type=jnp.float32),
+        )
 
     def _reversed(
         self, decay: Complex[Array, "*steps p"], driven: Complex[Array, "b l p"]

@@ -73,10 +73,10 @@ def kill_and_restart(directory: Path, cache: Path, kills: int, seed: int) -> int
         if rng.random() < 0.15:
             time.sleep(rng.uniform(0.0, 4.0))  # most likely while it starts
         else:
-            # In a step, a save or an evaluation, somewhere in the next part of the way.
+            # In a step, a save or an evaluation, somewhere in the next part of the way, short of its end.
             remaining = max(STEPS - recorded_steps(directory), 1)
             wait_for_step(
-                process, directory, recorded_steps(directory) + rng.randint(1, 1 + remaining // (kills - done))
+                process, directory, recorded_steps(directory) + rng.randint(1, 1 + remaining // (kills - done + 1))
             )
             time.sleep(rng.uniform(0.0, 0.03))
         process.send_signal(signal.SIGKILL)
