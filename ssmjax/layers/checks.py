@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmjax import errors
-from ssmjax.ops._checks import known_values
+from ssmjax.ops._checks import known_values, require_flags
 from ssmjax.shapes import Array
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_step_range",
     "check_tokens",
     "known_options",
+    "require_flags",
 ]
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ssmjax import errors, ops
 from ssmjax.ops.kernels_s4.discretize import held
+from ssmjax.ops.kernels_s4.pairs import as_pair, from_pair, reciprocal
 from ssmjax.shapes import Array, Float, Inexact, Int, Mask
 
 __all__ = [
@@ -124,11 +125,12 @@ def softmax_epsilon(
     return EPSILON / jnp.maximum(first * (modes.real**2 + modes.imag**2), TINY)
 
 
-def inverse(z: Inexact[Array, "..."], epsilon: float = 0.0) -> Inexact[jax.Array, "..."]:
-    """`1 / z`, which stays finite near zero, where the square of a float32 vanishes.
+def inverse(z: Inexact[Array, "..."], epsilon: float = TINY) -> Inexact[jax.Array, "..."]:
+    """`1 / z`, which stays finite near zero.
 
     Args:
         z: The numbers.
-        epsilon: Added to the square of their size, as DSS has it.
+        epsilon: Added to the square of their size; with the default it is less than a rounding above 1e-5.
     """
-    return z.conj() / jnp.maximum(z.real**2 + z.imag**2 + epsilon, TINY)
+    pair = reciprocal(as_pair(z), epsilon)
+    return from_pair(pair) if jnp.iscomplexobj(z) else pair[0]

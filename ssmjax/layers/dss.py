@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import DIAGONALS, diagonal_modes
-from ssmjax.layers.checks import as_sizes, check_rate, check_step_range
+from ssmjax.layers.checks import as_sizes, check_rate, check_step_range, require_flags
 from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer, longest
 from ssmjax.layers.diagonal_steps import (
     EPSILON,
@@ -101,6 +101,7 @@ class DSSKernel(nnx.Module):
         d_model, d_state, channels = as_sizes("DSS", d_model=d_model, d_state=d_state, channels=channels)
         l_max = None if l_max is None else errors.as_int("DSS", "l_max", l_max, "a positive int, or None", least=1)
         check_step_range("DSS", dt_min, dt_max)
+        require_flags("DSS", separate_dt=separate_dt)
         if max_real is not None and (not isinstance(max_real, int | float) or max_real != max_real):
             raise errors.bad_argument("DSS", "max_real", max_real, "a number, or None")
         self.d_model, self.modes, self.channels, self.l_max = d_model, d_state, channels, l_max

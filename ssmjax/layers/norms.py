@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors
+from ssmjax.layers.checks import require_flags
 from ssmjax.shapes import Array, Bool, Float
 
 __all__ = ["BatchNorm", "LayerNorm", "RMSNorm", "add_norm", "make_norm"]
@@ -117,6 +118,7 @@ class BatchNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
+        require_flags("BatchNorm", unbiased=unbiased)
         self.scale = nnx.Param(jnp.ones((d_model,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((d_model,), param_dtype))
         self.mean = nnx.BatchStat(jnp.zeros((d_model,), jnp.float32))

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import block_diagonal_legs
-from ssmjax.layers.checks import as_sizes, check_step_range
+from ssmjax.layers.checks import as_sizes, check_step_range, require_flags
 from ssmjax.layers.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.state_space import as_complex, positive
 from ssmjax.ops.kernels_s4.discretize import Rule, check_rule
@@ -98,6 +98,7 @@ class S5(ScanLayer):
         if c_init not in get_args(OutputInit):
             raise ValueError(f"S5: {errors.unknown_name('c_init', c_init, get_args(OutputInit))}")
         check_step_range("S5", dt_min, dt_max)
+        require_flags("S5", conj_sym=conj_sym, clip_eigs=clip_eigs)
         d_model, d_state, blocks = as_sizes("S5", d_model=d_model, d_state=d_state, blocks=blocks)
         _check_blocks(d_state, blocks, conj_sym)
         modes, V, V_inverse = block_diagonal_legs(d_state, blocks, conj_sym=conj_sym)

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from ssmjax import errors
 from ssmjax.init.diagonal import state_space
 from ssmjax.init.step_size import inverse_softplus
-from ssmjax.layers.checks import as_sizes, check_step_range
+from ssmjax.layers.checks import as_sizes, check_step_range, require_flags
 from ssmjax.shapes import Array, Complex, Float, Inexact
 
 __all__ = ["TRANSFORMS", "Frozen", "StateSpaceParameters", "as_complex", "as_real", "positive"]
@@ -97,6 +97,7 @@ class StateSpaceParameters(nnx.Module):
         d_model, d_state, channels, copies = as_sizes(
             where, d_model=d_model, d_state=d_state, channels=channels, copies=copies
         )
+        require_flags(where, dt_tie=dt_tie, real=real, conj_sym=conj_sym)
         _check_sizes(where, d_model, d_state, copies, conj_sym and not real)
         _check_names(where, dt_transform, real_transform, imag_transform, frozen)
         if bandlimit is not None:

@@ -74,10 +74,11 @@ def require_arrays(where: str, **arrays: Any) -> None:
 
 
 def require_flags(where: str, **flags: Any) -> None:
-    """Checks that switches are Python bools, which decide what is compiled; under `jax.jit` they must be static."""
+    """Checks that switches are bools that are known: they decide what is compiled, or how a layer is built."""
     for name, v in flags.items():
-        if not isinstance(v, bool):
-            remedy = f'Under jax.jit, keep it out of the traced arguments: jax.jit(f, static_argnames="{name}").'
+        if not isinstance(v, bool | np.bool_):
+            static = f'Under jax.jit, keep it out of the traced arguments: jax.jit(f, static_argnames="{name}").'
+            remedy = static if isinstance(v, jax.Array) else ""
             raise errors.bad_argument(where, name, v, "True or False", remedy)
 
 

@@ -14,7 +14,7 @@ import optax
 
 from ssmjax.checkpoints.manifest import write_atomically
 from ssmjax.checkpoints.store import CheckpointStore
-from ssmjax.errors import bad_argument, shape_of
+from ssmjax.errors import as_int, as_nonnegative, bad_argument, shape_of
 from ssmjax.training.guards import StopSignals, TrainingDiverged
 from ssmjax.training.journal import Journal
 from ssmjax.training.prefetch import Prefetcher
@@ -66,8 +66,9 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         for name, least in {"log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1, "max_bad_steps": 1}.items():
-            if getattr(self, name) < least:
-                raise bad_argument("FitConfig", name, getattr(self, name), f"at least {least}")
+            as_int("FitConfig", name, getattr(self, name), least=least)
+        if self.time_limit is not None:
+            as_nonnegative("FitConfig", "time_limit", self.time_limit)
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
             raise bad_argument("FitConfig", "ema_decay", self.ema_decay, "None, or at least 0 and less than 1")
         if self.time_limit is not None and not self.time_limit > 0:

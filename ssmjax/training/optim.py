@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from ssmjax.errors import bad_argument
+from ssmjax.errors import as_nonnegative, bad_argument
 
 __all__ = ["NO_DECAY", "ParameterGroup", "adamw", "decay_mask", "warmup_cosine"]
 
@@ -44,6 +44,10 @@ class ParameterGroup:
     pattern: str
     peak: float
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("peak", "weight_decay"):
+            as_nonnegative("ParameterGroup", name, getattr(self, name))
 
 
 def _parts(path: Sequence[Any]) -> list[str]:
@@ -117,7 +121,7 @@ def adamw(
         An optax transformation for any pytree of parameters.
 
     Raises:
-        ValueError: The warm-up is as long as the training, or a rate is negative.
+        ValueError: The warm-up is as long as the training, or a rate is negative or no number.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.ones(3)}
@@ -127,8 +131,7 @@ def adamw(
     [-0.1, -0.1, -0.1]
     """
     for name, value in {"peak": peak, "weight_decay": weight_decay, "end": end}.items():
-        if value < 0:
-            raise bad_argument("adamw", name, value, "at least 0")
+        as_nonnegative("adamw", name, value)
 
     def one(group_peak: float, decay: float, mask: Any) -> optax.GradientTransformation:
         schedule = warmup_cosine(group_peak, steps, warmup_steps, end * group_peak / peak if peak else end)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ssmjax.layers import DSS, LRU, S4, S4D, S4ND, S5
+from ssmjax.layers import DSS, LRU, S4, S4D, S4ND, S5, BatchNorm, SequenceBlock
 
 D, LAYERS = 6, (S4, S4D, DSS, S5, LRU)
 u = jnp.ones((2, 3, D))
@@ -146,3 +146,20 @@ def test_unknown_options(kind):
 def test_an_empty_image():
     layer = S4ND(D, d_state=4, channels=2, rngs=nnx.Rngs(0))
     assert layer(jnp.zeros((2, 0, 5, D))).shape == (2, 0, 5, 2 * D)
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_switches():
+    for kind, names in (
+        (S4, ("conj_sym",)),
+        (S4D, ("conj_sym", "real", "dt_tie")),
+        (DSS, ("separate_dt",)),
+        (S5, ("conj_sym", "clip_eigs")),
+        (SequenceBlock, ("prenorm",)),
+        (BatchNorm, ("unbiased",)),
+    ):
+        length = {"l_max": 8} if kind is S4 else {}
+        for name in names:
+            for bad in ("no", 1, None):
+                with pytest.raises(ValueError, match=f"^{kind.__name__}: {name} must be True or False, got {bad!r}.$"):
+                    kind(D, **length, **{name: bad}, rngs=nnx.Rngs(0))

@@ -238,8 +238,20 @@ class TestErrors:
             fit(model, loss, batch_fn, steps=3, optimizer=optax.sgd(0.1), config=config)
 
     @pytest.mark.parametrize(
-        "field, value", [("log_every", 0), ("save_every", -1), ("keep", 0), ("max_bad_steps", 0), ("ema_decay", 1.0)]
+        "field, value",
+        [
+            ("log_every", 0),
+            ("log_every", 2.5),
+            ("save_every", -1),
+            ("keep", 0),
+            ("max_bad_steps", 0),
+            ("ema_decay", 1.0),
+            ("ema_decay", float("nan")),
+            ("time_limit", float("nan")),
+            ("time_limit", -1.0),
+        ],
     )
+    @pytest.mark.usefixtures("as_a_user")
     def test_config(self, field, value):
         with pytest.raises(ValueError, match=rf"FitConfig: {field} must be .*got {value}"):
             FitConfig(**{field: value})

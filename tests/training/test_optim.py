@@ -95,9 +95,13 @@ def test_groups_have_their_own_rate_and_decay():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"peak": -1.0, "steps": 10}, "peak must be at least 0, got -1.0"),
+        ({"peak": -1.0, "steps": 10}, "peak must be a finite number, at least 0, got -1.0"),
+        ({"peak": float("nan"), "steps": 10}, "peak must be a finite number, at least 0, got nan"),
         ({"peak": 1.0, "steps": 10, "warmup_steps": 10}, "warmup_steps must be at least 0 and less than steps=10"),
-        ({"peak": 1.0, "steps": 10, "weight_decay": -0.1}, "weight_decay must be at least 0"),
+        (
+            {"peak": 1.0, "steps": 10, "weight_decay": -0.1},
+            "weight_decay must be a finite number.*, got -0.1",
+        ),
     ],
 )
 def test_errors(options, message):
