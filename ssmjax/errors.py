@@ -5,7 +5,18 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 
-__all__ = ["as_nonnegative", "as_int", "bad_argument", "bad_shape", "did_you_mean", "shape_of", "unknown_name"]
+import numpy as np
+
+__all__ = [
+    "as_int",
+    "as_nonnegative",
+    "bad_argument",
+    "bad_shape",
+    "did_you_mean",
+    "require_flags",
+    "shape_of",
+    "unknown_name",
+]
 
 
 def shape_of(x: object) -> str:
@@ -93,6 +104,19 @@ def as_int(
         either = "a positive int" if least == 1 and most is None else f"an int{bounds}"
         raise bad_argument(where, argument, got, wanted or either, remedy)
     return number
+
+
+def require_flags(where: str, **flags: object) -> None:
+    """Raises `ValueError` unless switches are bools that are known: they decide what is compiled, or what is built.
+
+    >>> require_flags("S5", conj_sym="no")
+    Traceback (most recent call last):
+    ValueError: S5: conj_sym must be True or False, got 'no'.
+    """
+    for name, flag in flags.items():
+        if not isinstance(flag, bool | np.bool_):
+            array = f'bool({name}) makes it one; under jax.jit it must be static: jax.jit(f, static_argnames="{name}").'
+            raise bad_argument(where, name, flag, "True or False", array if hasattr(flag, "dtype") else "")
 
 
 def as_nonnegative(where: str, argument: str, got: object, *, positive: bool = False, remedy: str = "") -> float:

@@ -264,7 +264,9 @@ def lru_ring(
     >>> bool(radius.min() > 0.9 and radius.max() < 0.99 and jnp.allclose(jnp.exp(2 * gamma_log), 1 - radius**2))
     True
     """
-    if not 0 <= r_min < r_max <= 1:
+    for name, radius in {"r_min": r_min, "r_max": r_max}.items():
+        errors.as_nonnegative("lru_ring", name, radius)
+    if not r_min < r_max <= 1:
         raise errors.bad_argument("lru_ring", "r_min, r_max", (r_min, r_max), "0 <= r_min < r_max <= 1")
     errors.as_nonnegative("lru_ring", "max_phase", max_phase, positive=True, remedy="2 pi is the whole circle.")
     radius_key, phase_key = jax.random.split(key)

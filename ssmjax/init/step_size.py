@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
-__all__ = ["inverse_softplus", "step_size_bias"]
+from ssmjax.shapes import Float, PRNGKey
+
+__all__ = ["inverse_softplus", "log_step_size", "step_size_bias"]
 
 
 def inverse_softplus(x: jax.typing.ArrayLike) -> jax.Array:
@@ -30,6 +32,22 @@ def inverse_softplus(x: jax.typing.ArrayLike) -> jax.Array:
     """
     x = jnp.asarray(x)
     return x + jnp.log(-jnp.expm1(-x))
+
+
+def log_step_size(key: PRNGKey, shape: tuple[int, ...], minimum: float, maximum: float) -> Float[jax.Array, "..."]:
+    """The logarithms of step sizes that are log-uniform in `[minimum, maximum]`, float32.
+
+    Args:
+        key: A random key.
+        shape: Of the result.
+        minimum: The smallest step size.
+        maximum: The largest.
+
+    >>> import jax
+    >>> log_step_size(jax.random.key(0), (3,), 0.1, 0.1).round(3).tolist()
+    [-2.303, -2.303, -2.303]
+    """
+    return jax.random.uniform(key, shape, minval=math.log(minimum), maxval=math.log(maximum))
 
 
 @functools.cache
@@ -53,7 +71,7 @@ def step_size_bias(minimum: float = 1e-3, maximum: float = 0.1, floor: float = 1
     """
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
-        log_dt = jax.random.uniform(key, shape, minval=math.log(minimum), maxval=math.log(maximum))
+        log_dt = log_step_size(key, shape, minimum, maximum)
         return inverse_softplus(jnp.maximum(jnp.exp(log_dt), floor)).astype(dtype)
 
     return init

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax import ops
+from ssmjax import errors, ops
 from ssmjax.layers.padding import Compaction, compact
 from ssmjax.layers.selective import MixerSize, branch_parts, projection, scan_inputs, state_log
 from ssmjax.shapes import Expanded, Mask, SegmentIds, Tokens
@@ -77,6 +77,8 @@ class BiMamba(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        flags = dict(divide_out=divide_out, together=together, conv_bias=conv_bias, use_bias=use_bias)
+        errors.require_flags("BiMamba", **flags)
         size = MixerSize(d_model, d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_floor)
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.variant = variant

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmjax import errors
-from ssmjax.ops._checks import known_values, require_flags
+from ssmjax.ops._checks import known_values
 from ssmjax.shapes import Array
 
 __all__ = [
+    "as_float_dtype",
     "as_sizes",
     "check_array",
     "check_elapsed",
@@ -25,11 +26,26 @@ __all__ = [
     "check_step_range",
     "check_tokens",
     "known_options",
-    "require_flags",
+    "refuse_over",
 ]
 
 
 TWO_FEATURES = "Real and imaginary parts are two features: jnp.concatenate([u.real, u.imag], axis=-1)."
+
+
+def as_float_dtype(where: str, dtype: Any) -> np.dtype:
+    """The dtype of an output, by whatever name; raises `ValueError` unless it is a floating one.
+
+    >>> as_float_dtype("S5", "float32") == as_float_dtype("S5", jnp.float32)
+    True
+    """
+    try:
+        found = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise errors.bad_argument(where, "dtype", dtype, "a floating dtype", "'float32' and 'bfloat16' are usual.")
+    return found
 
 
 def as_sizes(where: str, **sizes: Any) -> tuple[int, ...]:
@@ -112,6 +128,13 @@ def check_options(layer: type, kernel: type, options: Mapping[str, Any]) -> None
             raise TypeError(f"{layer.__name__}: {errors.unknown_name('option', name, sorted(known))}")
 
 
+def refuse_over(where: str, over: Any) -> None:
+    """Raises `ValueError` where a kernel that is not normalized over the length of each sequence is given lengths."""
+    if over is not None:
+        remedy = "Kernels of several lengths are those of 'softmax' without an l_max."
+        raise errors.bad_shape(where, "over", over, "left out of a kernel that is the same for all lengths", remedy)
+
+
 def check_step_range(where: str, dt_min: Any, dt_max: Any) -> None:
     """Raises `ValueError` unless these are the bounds of the initial step sizes."""
     numbers = all(isinstance(dt, int | float | np.number) for dt in (dt_min, dt_max))
@@ -140,7 +163,7 @@ def check_rate(where: str, rate: float | Array) -> None:
         raise errors.bad_shape(where, "rate", rate, "a number", remedy)
     if isinstance(rate, jax.core.Tracer):
         return
-    number = isinstance(rate, int | float | np.number | np.ndarray | jax.Array)
+    number = isinstance(rate, int | float | np.number | np.ndarray | jax.Array) and not np.iscomplexobj(rate)
     if not number or not 0 < float(rate) < math.inf:
         got = float(rate) if number else rate
         raise errors.bad_argument(where, "rate", got, "positive and finite", "It multiplies the step sizes.")

@@ -7,8 +7,8 @@ A layer owns a kernel module, with
     kernel.carried(state, length, rate) -> (b c l h)    what a state adds to the outputs of the steps after it
     kernel.last_state(u, steps, state, rate)            the state after a sequence, without a scan
     kernel.init_state(batch)                            zeros
-    kernel.depends_on_length                            whether other taps follow from another length; then a keyword
-                                                        `over` of the call gives one other than that of the kernel
+    kernel.depends_on_length                            whether other taps follow from another length; then
+                                                        kernel(length, rate, over) has a kernel for each row, (b c l h)
 """
 
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -19,7 +19,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import _compat, errors, ops
-from ssmjax.layers.checks import as_sizes, check_array, check_mask, check_options, check_rate, check_real, check_tokens
+from ssmjax.layers.checks import (
+    as_float_dtype,
+    as_sizes,
+    check_array,
+    check_mask,
+    check_options,
+    check_rate,
+    check_real,
+    check_tokens,
+)
 from ssmjax.layers.padding import compact
 from ssmjax.layers.recurrence import Bidirectional
 from ssmjax.shapes import Array, Expanded, Float, Inexact, Int, Mask, Tokens
@@ -84,7 +93,7 @@ class ConvolutionLayer(nnx.Module):
             raise ValueError(f"{self._name}: {errors.unknown_name('bidirectional', bidirectional, known)}")
         self.d_model, self.channels = d_model, channels
         self.bidirectional = bidirectional
-        self.dtype = dtype
+        self.dtype = as_float_dtype(self._name, dtype)
         self.D = nnx.Param(jax.random.normal(rngs.params(), (channels, d_model), param_dtype))
 
     def __call__(
@@ -115,8 +124,10 @@ class ConvolutionLayer(nnx.Module):
             ValueError: A shape or the mode does not fit, the rate is not positive, or a state is asked of a layer that
                 runs in both directions, or for more tokens than its kernel has taps.
         """
+        errors.require_flags(self._name, return_state=return_state)
         stateful = state is not None or return_state
         self._check(u, mask, state, rate, mode, stateful)
+        state = None if state is None else self._as_state(state)
         padding = None if mask is None else compact(mask)
         x = u.astype(jnp.float32)
         x = x if padding is None else padding.apply(x)
@@ -176,13 +187,18 @@ class ConvolutionLayer(nnx.Module):
         wanted = f"(b, {self.d_model}), one token a row"
         check_array(where, "u", u, (None, self.d_model), wanted, "Call the layer itself for a sequence.")
         check_real(where, "u", u, wanted)
+        self._check_one_direction()
         recurrence = self.recurrence(rate) if recurrence is None else recurrence
         if not isinstance(recurrence, Recurrence):
             raise errors.bad_argument(where, "recurrence", recurrence, "what `layer.recurrence()` returns")
+        if recurrence.C.shape[:2] != (self.channels, self.d_model):
+            wanted = f"of this layer, with C of (c, d, ...) = {(self.channels, self.d_model)}"
+            raise errors.bad_shape(where, "recurrence", recurrence.C, wanted, "`layer.recurrence()` makes one.")
         wanted = len(u), self.d_model, recurrence.modes
         enters = hasattr(recurrence, "enter")
         remedy = "`recurrence.enter(state)` makes it of a layer's." if enters else "`init_state(b)` makes one."
         check_array(where, "state", state, wanted, f"(b, d, n) = {wanted}", remedy)
+        state = jnp.asarray(state, jnp.complex64) if enters else self._as_state(state)
         x = u[:, None].astype(jnp.float32)
         y, state = recurrence.advance(x, jnp.ones(x.shape[:2], bool), state)
         y = y + self._skip(x)
@@ -203,10 +219,8 @@ class ConvolutionLayer(nnx.Module):
         if lengths is None or not self.kernel.depends_on_length:
             return self._convolve_with(self.kernel(taps, rate), x)
 
-        def alone(x, length):
-            return self._convolve_with(self.kernel(taps, rate, over=length), x[None])[0]
-
-        return jax.vmap(alone)(x, jnp.minimum(lengths, taps))
+        kernels = self.kernel(taps, rate, over=jnp.minimum(lengths, taps))
+        return jax.vmap(lambda kernel, x: self._convolve_with(kernel, x[None])[0])(kernels, x)
 
     def _convolve_with(self, kernel: Float[Array, "_ k d"], x: Tokens) -> Float[jax.Array, "b c l d"]:
         origin = 0
@@ -248,10 +262,19 @@ class ConvolutionLayer(nnx.Module):
             wanted = f"at most {taps} long, from where on the convolution forgets and a state does not"
             raise errors.bad_shape(where, "u", u, wanted, "Build it with l_max=None.")
         if state is not None:
-            wanted = (u.shape[0], *jax.eval_shape(lambda: self.init_state(1)).shape[1:])
+            wanted = (u.shape[0], *self._like_state().shape[1:])
             check_array(where, "state", state, wanted, f"(b, d, n) = {wanted}", "`init_state(b)` makes one.")
-            if jnp.iscomplexobj(state) and getattr(self.kernel, "real", False):
-                raise errors.bad_shape(where, "state", state, "real, as its modes are", "`init_state(b)` makes one.")
+
+    def _as_state(self, state: Any) -> Inexact[jax.Array, "b d n"]:
+        """A state in the dtype of this layer's own."""
+        dtype = self._like_state().dtype
+        if jnp.iscomplexobj(state) and not jnp.issubdtype(dtype, jnp.complexfloating):
+            remedy = "`init_state(b)` makes one."
+            raise errors.bad_shape(self._name, "state", state, "real, as its modes are", remedy)
+        return jnp.asarray(state, dtype)
+
+    def _like_state(self) -> jax.ShapeDtypeStruct:
+        return jax.eval_shape(lambda: self.init_state(1))
 
     def _check_one_direction(self) -> None:
         if self.bidirectional != "none":

@@ -1,15 +1,18 @@
 """DSS: diagonal state spaces with one spectrum for all features, and modes normalized over the length."""
 
+import math
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import DIAGONALS, diagonal_modes
-from ssmjax.layers.checks import as_sizes, check_rate, check_step_range, require_flags
+from ssmjax.init.step_size import log_step_size
+from ssmjax.layers.checks import as_sizes, check_rate, check_step_range, refuse_over
 from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer, longest
 from ssmjax.layers.diagonal_steps import (
     EPSILON,
@@ -17,14 +20,13 @@ from ssmjax.layers.diagonal_steps import (
     carried,
     inverse,
     last_state,
-    refuse_over,
     softmax_epsilon,
     transition_rule,
 )
 from ssmjax.layers.s4d import DIAGONAL_RULES
 from ssmjax.layers.state_space import as_complex, as_real, positive
-from ssmjax.ops.kernels_s4.discretize import held
-from ssmjax.ops.kernels_s4.pairs import as_pair, reciprocal, times
+from ssmjax.ops.kernels_s4.discretize import power_sum
+from ssmjax.ops.kernels_s4.pairs import as_pair, reciprocal
 from ssmjax.shapes import Array, Complex, Float, Inexact, Int
 
 __all__ = ["DSS", "DSSKernel", "Parametrization"]
@@ -101,13 +103,15 @@ class DSSKernel(nnx.Module):
         d_model, d_state, channels = as_sizes("DSS", d_model=d_model, d_state=d_state, channels=channels)
         l_max = None if l_max is None else errors.as_int("DSS", "l_max", l_max, "a positive int, or None", least=1)
         check_step_range("DSS", dt_min, dt_max)
-        require_flags("DSS", separate_dt=separate_dt)
-        if max_real is not None and (not isinstance(max_real, int | float) or max_real != max_real):
-            raise errors.bad_argument("DSS", "max_real", max_real, "a number, or None")
+        errors.require_flags("DSS", separate_dt=separate_dt)
+        if max_real is not None:
+            number = isinstance(max_real, int | float | np.number) and not isinstance(max_real, bool)
+            if not number or not math.isfinite(max_real):
+                raise errors.bad_argument("DSS", "max_real", max_real, "a finite number, or None")
+            max_real = float(max_real)
         self.d_model, self.modes, self.channels, self.l_max = d_model, d_state, channels, l_max
         self.discretization, self.parametrization, self.max_real = discretization, parametrization, max_real
-        bounds = dict(minval=jnp.log(dt_min), maxval=jnp.log(dt_max))
-        log_dt = jax.random.uniform(rngs.params(), (d_model,), **bounds)
+        log_dt = log_step_size(rngs.params(), (d_model,), dt_min, dt_max)
         log_dt = jnp.stack([log_dt, log_dt], axis=-1) if separate_dt else log_dt
         self.log_dt = nnx.Param(log_dt.astype(param_dtype))
         self.W = nnx.Param(jax.random.normal(rngs.params(), (channels, d_model, d_state, 2), param_dtype))
@@ -122,19 +126,21 @@ class DSSKernel(nnx.Module):
                 self.Lambda_log_im = nnx.Param(jnp.log(jnp.maximum(modes.imag, 1e-4)).astype(param_dtype))
 
     def __call__(
-        self, length: int, rate: float | Array = 1.0, over: Int[Array, ""] | None = None
-    ) -> Float[jax.Array, "c l h"]:
+        self, length: int, rate: float | Array = 1.0, over: Int[Array, " b"] | None = None
+    ) -> Float[jax.Array, "*b c l h"]:
         """The kernels.
 
         Args:
             length: How many taps.
             rate: A factor on the step sizes: 2 for an input sampled at half the rate.
-            over: With "softmax" and no `l_max`, of how many taps the sums are by which modes are normalized, those
-                after being zero; None: of all.
+            over: Lengths of several kernels, with "softmax" and no `l_max`: zeros follow up to `length`.
+
+        Returns:
+            (c l h), or (b c l h) with `over`.
 
         Raises:
-            ValueError: The length or the rate is not positive, the length is beyond `l_max`, or modes are not
-                normalized `over` a number of taps that may be chosen.
+            ValueError: The length or the rate is not positive, the length is beyond `l_max`, or there is an `over` and
+                modes are not normalized over the length.
         """
         check_rate("DSS", rate)
         if not self.depends_on_length:
@@ -145,7 +151,7 @@ class DSSKernel(nnx.Module):
             weights = as_complex(self.W[...].astype(jnp.float32)) * inverse(modes)[None]
             epsilon = softmax_epsilon(A, dt, modes)
             most = self._normalized_over(length, rate)
-            return ops.softmax_kernel(weights, A, most, dt=dt, epsilon=epsilon, over=over)[:, :length]
+            return ops.softmax_kernel(weights, A, most, dt=dt, epsilon=epsilon, over=over)[..., :length, :]
         _, B_bar, C = self.recurrence(rate)
         return ops.vandermonde(C * B_bar[None], A, length, dt=dt, rule=transition_rule(self.discretization))
 
@@ -184,7 +190,7 @@ class DSSKernel(nnx.Module):
             return DiagonalRecurrence(A_bar, gain, C)
         self._check_recurrent()
         parts, length = as_pair(A), self._normalized_over(1, rate)
-        total = times(held(parts, dt, length), reciprocal(held(parts, dt)))
+        total = power_sum(parts, dt, length)
         modes = self.modes_of_all()[None]
         weights = jax.lax.complex(*reciprocal(total, softmax_epsilon(A, dt, modes))) * inverse(modes)
         return DiagonalRecurrence(ops.discretize(A, dt, "dirac")[0], jnp.ones_like(A), C * weights[None])
@@ -219,12 +225,14 @@ class DSSKernel(nnx.Module):
         return self.d_model, self.modes
 
     def _normalized_over(self, length: int, rate: float | Array) -> int:
+        length = errors.as_int("DSS", "length", length, least=1)
         if self.l_max is None:
             return length
         most = longest("DSS", self.l_max, rate)
         if length > most:
             wanted = f"at most {most}, over which modes are normalized"
-            raise errors.bad_argument("DSS", "length", length, wanted, f"Build it with l_max={length} or None.")
+            enough = math.ceil(length * float(rate))
+            raise errors.bad_argument("DSS", "length", length, wanted, f"Build it with l_max={enough} or None.")
         return most
 
     def _check_recurrent(self) -> None:

@@ -46,6 +46,10 @@ class LRU(ScanLayer):
 
     which is what r steps with the same input make of it. The angle of lambda counts within [-pi, pi].
 
+    Raises:
+        ValueError: A size is not positive, a name or the dtype is unknown, or the radii are not ordered, `0 <= r_min <
+            r_max <= 1`.
+
     >>> import jax.numpy as jnp
     >>> layer = LRU(8, d_state=4, rngs=nnx.Rngs(0))
     >>> y, state = layer(jnp.ones((2, 6, 8)), return_state=True)

@@ -80,6 +80,7 @@ class Mamba(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        errors.require_flags("Mamba", conv_bias=conv_bias, use_bias=use_bias)
         size = MixerSize(d_model, d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_floor)
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.size = size

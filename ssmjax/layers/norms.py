@@ -6,7 +6,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors
-from ssmjax.layers.checks import require_flags
 from ssmjax.shapes import Array, Bool, Float
 
 __all__ = ["BatchNorm", "LayerNorm", "RMSNorm", "add_norm", "make_norm"]
@@ -118,7 +117,7 @@ class BatchNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
-        require_flags("BatchNorm", unbiased=unbiased)
+        errors.require_flags("BatchNorm", unbiased=unbiased)
         self.scale = nnx.Param(jnp.ones((d_model,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((d_model,), param_dtype))
         self.mean = nnx.BatchStat(jnp.zeros((d_model,), jnp.float32))
@@ -132,6 +131,7 @@ class BatchNorm(nnx.Module):
         self, x: Float[Array, "*b d"], *, mask: Bool[Array, "*b"] | None = None, train: bool = False
     ) -> Float[Array, "*b d"]:
         """Normalizes an array of any rank; `mask` is False at padding, and `train` updates the running statistics."""
+        errors.require_flags("BatchNorm", train=train)
         x = jnp.asarray(x, jnp.float32)
         mean, var = self._update(x, mask) if train else (self.mean[...], self.var[...])
         scale = self.scale[...].astype(jnp.float32) * jax.lax.rsqrt(var + self.eps)

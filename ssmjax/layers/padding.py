@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from ssmjax import errors
+from ssmjax.ops._permute import permute
 from ssmjax.shapes import Array, Expanded, Float, Int, Mask, SegmentIds
 
 __all__ = ["Compaction", "as_mask", "compact"]
@@ -113,18 +113,5 @@ def compact(mask: Mask) -> Compaction:
     return Compaction(order, jnp.argsort(order, axis=1), jnp.arange(mask.shape[1])[None] < lengths[:, None], lengths)
 
 
-@jax.custom_vjp
 def _permute(x, order, inverse):
-    return jnp.take_along_axis(x, order[..., None], axis=1)
-
-
-def _permute_forward(x, order, inverse):
-    return _permute(x, order, inverse), (order, inverse)
-
-
-def _permute_backward(permutation, g):
-    order, inverse = permutation
-    return _permute(g, inverse, order), None, None  # a gather again: no scatter-add
-
-
-_permute.defvjp(_permute_forward, _permute_backward)
+    return permute(x, order[..., None], inverse[..., None], 1)

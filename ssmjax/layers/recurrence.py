@@ -13,7 +13,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import as_sizes, check_array, check_elapsed, check_mask, check_rate, check_real, check_tokens
+from ssmjax.layers.checks import (
+    as_float_dtype,
+    as_sizes,
+    check_array,
+    check_elapsed,
+    check_mask,
+    check_rate,
+    check_real,
+    check_tokens,
+)
 from ssmjax.layers.padding import Compaction, compact
 from ssmjax.shapes import Array, Complex, Float, Mask, Tokens
 
@@ -51,7 +60,7 @@ class ScanLayer(nnx.Module):
         self.d_model = d_model
         self.modes = modes
         self.bidirectional = bidirectional
-        self.dtype = dtype
+        self.dtype = as_float_dtype(where, dtype)
 
     def _matrices(self) -> Matrices:
         """The maps into and out of the state."""
@@ -95,6 +104,7 @@ class ScanLayer(nnx.Module):
                 both directions.
         """
         self._check(u, mask, state, return_state, rate, mode, dts)
+        state = None if state is None else jnp.asarray(state, jnp.complex64)
         padding = None
         if mask is not None:
             padding = compact(mask)
@@ -194,6 +204,7 @@ class ScanLayer(nnx.Module):
         where = type(self).__name__
         check_tokens(where, u, self.d_model)
         check_mask(where, mask, u.shape[:2])
+        errors.require_flags(where, return_state=return_state)
         wanted = u.shape[0], self.modes
         if dts is not None:
             check_array(where, "dts", dts, u.shape[:2], f"(b, l) = {u.shape[:2]}", "It has one value a token of u.")

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import as_sizes, check_rate
+from ssmjax.layers.checks import as_sizes, check_array, check_rate
 from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer, longest
 from ssmjax.layers.dplr_steps import DenseRecurrence, DPLRRecurrence, StepForm, diagonal_form, linear_form
 from ssmjax.layers.state_space import StateSpaceParameters, as_complex, as_real
@@ -253,7 +253,13 @@ class DPLRKernel(StateSpaceParameters):
             C: (c h n), the C of `y = 2 Re C x`, or `Re C x` without `conj_sym`.
             length: The `l_kernel` that it is for; a layer that the state is read back into must be built with this
                 `l_max`.
+
+        Raises:
+            ValueError: C has another shape, or the length is not positive.
         """
+        where, wanted = "DPLRKernel.set_output", (self.channels, self.d_model, self.modes)
+        length = errors.as_int(where, "length", length, least=1)
+        check_array(where, "C", C, wanted, f"(c, h, n) = {wanted}")
         _, power = self._powers(1.0, length)
         self._store(-_times(_output_row(C), power))
         self.l_kernel = length
@@ -277,6 +283,7 @@ class DPLRKernel(StateSpaceParameters):
         self.C[...] = as_real(jax.lax.complex(re, -im)).astype(self.C.dtype)
 
     def _length(self, length: int, rate: float) -> int:
+        length = errors.as_int("S4", "length", length, least=1)
         most = longest("S4", self.l_kernel, rate)
         if length > most:
             wanted = f"at most {most}, for which C~ is made" + (f" (at rate {rate})" if rate != 1 else "")

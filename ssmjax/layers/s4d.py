@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import check_rate
+from ssmjax.layers.checks import check_rate, refuse_over
 from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer
 from ssmjax.layers.diagonal_steps import (
     EPSILON,
@@ -14,7 +14,6 @@ from ssmjax.layers.diagonal_steps import (
     carried,
     inverse,
     last_state,
-    refuse_over,
     softmax_epsilon,
     transition_rule,
 )
@@ -125,18 +124,21 @@ class DiagonalKernel(StateSpaceParameters):
         self.discretization = discretization
 
     def __call__(
-        self, length: int, rate: float | Array = 1.0, over: Int[Array, ""] | None = None
-    ) -> Float[jax.Array, "c l h"]:
+        self, length: int, rate: float | Array = 1.0, over: Int[Array, " b"] | None = None
+    ) -> Float[jax.Array, "*b c l h"]:
         """The kernels.
 
         Args:
             length: How many taps.
             rate: A factor on the step sizes: 2 for an input sampled at half the rate.
-            over: Of how many taps the sums are by which modes are normalized, if they are, those after being zero;
-                None: of all.
+            over: Lengths of several kernels, where modes are normalized over the length: zeros follow up to `length`.
+
+        Returns:
+            (c l h), or (b c l h) with `over`.
 
         Raises:
-            ValueError: The length or the rate is not positive, or modes are not normalized `over` anything.
+            ValueError: The length or the rate is not positive, or there is an `over` and modes are not normalized over
+                the length.
 
         >>> kernel = DiagonalKernel(2, d_state=4, rngs=nnx.Rngs(0))
         >>> bool(jnp.allclose(kernel(8, rate=1.0)[:, :4], kernel(4), atol=1e-6))

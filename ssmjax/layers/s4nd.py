@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import as_sizes, check_array, check_options, check_rate
+from ssmjax.layers.checks import as_float_dtype, as_sizes, check_array, check_options, check_rate
 from ssmjax.layers.convolution import Bidirectional, longest
 from ssmjax.layers.s4 import DPLRKernel
 from ssmjax.layers.s4d import DiagonalKernel
@@ -93,7 +93,7 @@ class S4ND(nnx.Module):
         self.trank = trank
         self.channels = channels
         self.bidirectional = bidirectional
-        self.dtype = dtype
+        self.dtype = as_float_dtype("S4ND", dtype)
         rows = trank * channels * (1 if bidirectional == "none" else 2)
         options |= dict(d_state=d_state, channels=rows, bandlimit=bandlimit, dt_min=dt_min, dt_max=dt_max)
         options |= dict(param_dtype=param_dtype, rngs=rngs)

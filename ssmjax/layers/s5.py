@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import block_diagonal_legs
-from ssmjax.layers.checks import as_sizes, check_step_range, require_flags
+from ssmjax.init.step_size import log_step_size
+from ssmjax.layers.checks import as_sizes, check_step_range
 from ssmjax.layers.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.state_space import as_complex, positive
 from ssmjax.ops.kernels_s4.discretize import Rule, check_rule
@@ -98,7 +99,7 @@ class S5(ScanLayer):
         if c_init not in get_args(OutputInit):
             raise ValueError(f"S5: {errors.unknown_name('c_init', c_init, get_args(OutputInit))}")
         check_step_range("S5", dt_min, dt_max)
-        require_flags("S5", conj_sym=conj_sym, clip_eigs=clip_eigs)
+        errors.require_flags("S5", conj_sym=conj_sym, clip_eigs=clip_eigs)
         d_model, d_state, blocks = as_sizes("S5", d_model=d_model, d_state=d_state, blocks=blocks)
         _check_blocks(d_state, blocks, conj_sym)
         modes, V, V_inverse = block_diagonal_legs(d_state, blocks, conj_sym=conj_sym)
@@ -113,8 +114,7 @@ class S5(ScanLayer):
         for name in ("C",) if bidirectional == "none" else ("C1", "C2"):
             setattr(self, name, nnx.Param(_initial_C(rngs.params(), c_init, V, d_model).astype(param_dtype)))
         self.D = nnx.Param(jax.random.normal(rngs.params(), (d_model,), param_dtype))
-        bounds = dict(minval=np.log(dt_min), maxval=np.log(dt_max))
-        self.log_step = nnx.Param(jax.random.uniform(rngs.params(), (self.modes, 1), **bounds).astype(param_dtype))
+        self.log_step = nnx.Param(log_step_size(rngs.params(), (self.modes, 1), dt_min, dt_max).astype(param_dtype))
 
     def _matrices(self) -> Matrices:
         names = ("C",) if self.bidirectional == "none" else ("C1", "C2")

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors
-from ssmjax.layers.checks import known_options, require_flags
+from ssmjax.layers.checks import known_options
 from ssmjax.layers.dss import DSS, DSSKernel
 from ssmjax.layers.gates import Gate
 from ssmjax.layers.lru import LRU
@@ -73,7 +73,7 @@ class SequenceBlock(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        require_flags("SequenceBlock", prenorm=prenorm)
+        errors.require_flags("SequenceBlock", prenorm=prenorm)
         self.prenorm = prenorm
         self.spatial = layer == "s4nd"
         self.norm = make_norm(norm, d_model, **norm_options, dtype=dtype if prenorm else jnp.float32)

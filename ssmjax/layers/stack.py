@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ssmjax import errors
+
 __all__ = ["apply_stack", "make_stack"]
 
 Carry = TypeVar("Carry")
@@ -60,6 +62,7 @@ def apply_stack(
     Returns:
         The carry after the last block.
     """
+    errors.require_flags("apply_stack", unroll=unroll, remat=remat)
     definition, parameters, rest = nnx.split(stack, nnx.Param, ...)
     written = False
 

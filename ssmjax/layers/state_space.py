@@ -5,7 +5,8 @@ unbounded number, held within [1e-7, 1e7] so that neither underflow nor overflow
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors
 from ssmjax.init.diagonal import state_space
-from ssmjax.init.step_size import inverse_softplus
-from ssmjax.layers.checks import as_sizes, check_step_range, require_flags
+from ssmjax.init.step_size import inverse_softplus, log_step_size
+from ssmjax.layers.checks import as_sizes, check_step_range
 from ssmjax.shapes import Array, Complex, Float, Inexact
 
 __all__ = ["TRANSFORMS", "Frozen", "StateSpaceParameters", "as_complex", "as_real", "positive"]
@@ -97,9 +98,9 @@ class StateSpaceParameters(nnx.Module):
         d_model, d_state, channels, copies = as_sizes(
             where, d_model=d_model, d_state=d_state, channels=channels, copies=copies
         )
-        require_flags(where, dt_tie=dt_tie, real=real, conj_sym=conj_sym)
+        errors.require_flags(where, dt_tie=dt_tie, real=real, conj_sym=conj_sym)
         _check_sizes(where, d_model, d_state, copies, conj_sym and not real)
-        _check_names(where, dt_transform, real_transform, imag_transform, frozen)
+        frozen = _check_names(where, dt_transform, real_transform, imag_transform, frozen, rank)
         if bandlimit is not None:
             remedy = "It is a fraction of the band; None keeps all modes."
             bandlimit = errors.as_nonnegative(where, "bandlimit", bandlimit, positive=True, remedy=remedy)
@@ -114,8 +115,7 @@ class StateSpaceParameters(nnx.Module):
         def hold(group: str, value: jax.Array) -> nnx.Variable:
             return (Frozen if group in frozen else nnx.Param)(value.astype(param_dtype))
 
-        drawn = jax.random.uniform(rngs.params(), (d_model, 1 if dt_tie else self.modes))
-        dt = jnp.exp(math.log(dt_min) + (math.log(dt_max) - math.log(dt_min)) * drawn)
+        dt = jnp.exp(log_step_size(rngs.params(), (d_model, 1 if dt_tie else self.modes), dt_min, dt_max))
         self.inv_dt = hold("dt", TRANSFORMS[dt_transform][1](dt))
         parts = () if real else (2,)
         C = jax.random.normal(rngs.params(), (channels, d_model, self.modes, *parts))
@@ -240,15 +240,19 @@ def _check_sizes(where: str, d_model: int, d_state: int, copies: int, pairs: boo
         raise errors.bad_argument(where, "copies", copies, f"a divisor of d_model = {d_model}")
 
 
-def _check_names(where: str, dt: str, real: str, imag: str, frozen: tuple[str, ...]) -> None:
-    if isinstance(frozen, str):
-        raise errors.bad_argument(where, "frozen", frozen, "a tuple of names", f"Pass ({frozen!r},).")
+def _check_names(where: str, dt: str, real: str, imag: str, frozen: Any, rank: int) -> tuple[str, ...]:
+    if isinstance(frozen, str) or not isinstance(frozen, Iterable):
+        remedy = f"Pass ({frozen!r},)." if isinstance(frozen, str) else "() freezes nothing."
+        raise errors.bad_argument(where, "frozen", frozen, "a tuple of names", remedy)
+    frozen = tuple(frozen)
+    parts = ["dt", "A", "B", "C", *(["P"] if rank else [])]
     kinds = (("dt_transform", dt, [*TRANSFORMS]), ("real_transform", real, [*TRANSFORMS]))
     kinds += (("imag_transform", imag, ["none", *TRANSFORMS]),)
-    kinds += tuple(("frozen parameter", name, ["dt", "A", "B", "C", "P"]) for name in frozen)
+    kinds += tuple(("frozen parameter", name, parts) for name in frozen)
     for kind, name, known in kinds:
         if name not in known:
             raise ValueError(f"{where}: {errors.unknown_name(kind, name, known)}")
+    return frozen
 
 
 def _check_reach(where: str, name: str, transform: str, largest: float, what: str) -> None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ssmjax import errors
 from ssmjax.shapes import Array, Float, Int
 
 __all__ = ["TokenEncoder"]
@@ -37,6 +38,7 @@ class TokenEncoder(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        errors.require_flags("TokenEncoder", use_bias=use_bias)
         self.kernel = nnx.Param(d_model**-0.5 * jax.random.normal(rngs.params(), (vocab_size, d_model), param_dtype))
         self.bias = nnx.Param(jnp.zeros((d_model,), param_dtype)) if use_bias else None
 

@@ -280,6 +280,7 @@ class SequenceClassifier(nnx.Module):
         return self._features(inputs, mask, lengths, False, None, 1.0).reshape(batch, 2, -1)
 
     def _features(self, inputs, mask, lengths, train, key, rate):
+        errors.require_flags(type(self).__name__, train=train)
         config = self.config
         mask = self._check(inputs, mask, lengths)
         if train and config.dropout > 0 and key is None:

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmjax import errors
+from ssmjax.shapes import Array
 
 __all__ = [
     "STATIC",
+    "as_counts",
     "as_float_arrays",
     "as_length",
     "as_origin",
@@ -18,7 +20,6 @@ __all__ = [
     "known_values",
     "require_arrays",
     "require_dtype",
-    "require_flags",
     "require_shape",
 ]
 
@@ -66,20 +67,34 @@ def as_float_arrays(where: str, name: str, arrays: Any) -> tuple[Any, ...]:
     return entries
 
 
+def as_counts(where: str, name: str, counts: Any, letters: str, bound: str, most: int) -> Array:
+    """Whole numbers from 0 to a bound, one for each row, as int32; their values are checked where they are known.
+
+    Args:
+        where: The public function.
+        name: The argument.
+        counts: What came.
+        letters: Its one dimension in the glossary's letters, such as `"(b)"`.
+        bound: The name of the bound.
+        most: Its value.
+    """
+    require_arrays(where, **{name: counts})
+    require_dtype(where, {name: counts}, jnp.integer, "an integer")
+    if counts.ndim != 1:
+        raise errors.bad_shape(where, name, counts, f"of rank 1, {letters}", "Each row has a number of its own.")
+    if (values := known_values(counts)) is not None and len(values):
+        least, largest = int(values.min()), int(values.max())
+        if least < 0 or largest > most:
+            got, wanted = least if least < 0 else largest, f"from 0 to {bound} = {most}"
+            raise errors.bad_argument(where, name, got, wanted, f"{bound} bounds all of them.")
+    return jnp.asarray(counts, jnp.int32)
+
+
 def require_arrays(where: str, **arrays: Any) -> None:
     """Checks that arguments are arrays; None, lists and numbers are not."""
     for name, v in arrays.items():
         if not hasattr(v, "dtype") or not hasattr(v, "ndim"):
             raise errors.bad_shape(where, name, v, "an array", f"Make it one: jnp.asarray({name}).")
-
-
-def require_flags(where: str, **flags: Any) -> None:
-    """Checks that switches are bools that are known: they decide what is compiled, or how a layer is built."""
-    for name, v in flags.items():
-        if not isinstance(v, bool | np.bool_):
-            static = f'Under jax.jit, keep it out of the traced arguments: jax.jit(f, static_argnames="{name}").'
-            remedy = static if isinstance(v, jax.Array) else ""
-            raise errors.bad_argument(where, name, v, "True or False", remedy)
 
 
 def require_dtype(where: str, arrays: Mapping[str, Any], kind: type, wanted: str) -> None:

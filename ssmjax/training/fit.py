@@ -14,7 +14,7 @@ import optax
 
 from ssmjax.checkpoints.manifest import write_atomically
 from ssmjax.checkpoints.store import CheckpointStore
-from ssmjax.errors import as_int, as_nonnegative, bad_argument, shape_of
+from ssmjax.errors import as_int, as_nonnegative, bad_argument, require_flags, shape_of
 from ssmjax.training.guards import StopSignals, TrainingDiverged
 from ssmjax.training.journal import Journal
 from ssmjax.training.prefetch import Prefetcher
@@ -47,6 +47,9 @@ class FitConfig:
         unit: What an example is called there.
         tensorboard_dir: A folder for TensorBoard.
         profile_dir: A folder for a trace of ten steps by `jax.profiler`.
+
+    Raises:
+        ValueError: A number or a switch is none, or out of its bounds.
     """
 
     seed: int = 0
@@ -65,14 +68,15 @@ class FitConfig:
     profile_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in {"log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1, "max_bad_steps": 1}.items():
-            as_int("FitConfig", name, getattr(self, name), least=least)
+        where = "FitConfig"
+        require_flags(where, fresh=self.fresh, progress=self.progress)
+        least_of = {"seed": 0, "log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1, "max_bad_steps": 1}
+        for name, least in least_of.items():
+            as_int(where, name, getattr(self, name), least=least)
         if self.time_limit is not None:
-            as_nonnegative("FitConfig", "time_limit", self.time_limit)
-        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
-            raise bad_argument("FitConfig", "ema_decay", self.ema_decay, "None, or at least 0 and less than 1")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise bad_argument("FitConfig", "time_limit", self.time_limit, "None, or a positive number of seconds")
+            as_nonnegative(where, "time_limit", self.time_limit, positive=True, remedy="None has no limit.")
+        if self.ema_decay is not None and not as_nonnegative(where, "ema_decay", self.ema_decay) < 1:
+            raise bad_argument(where, "ema_decay", self.ema_decay, "less than 1", "None keeps no average.")
 
 
 @dataclasses.dataclass(frozen=True)

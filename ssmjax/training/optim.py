@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from ssmjax.errors import as_nonnegative, bad_argument
+from ssmjax.errors import as_int, as_nonnegative, bad_argument
 
 __all__ = ["NO_DECAY", "ParameterGroup", "adamw", "decay_mask", "warmup_cosine"]
 
@@ -39,6 +39,9 @@ class ParameterGroup:
         pattern: A regular expression that one part of the parameter's path matches in full.
         peak: The peak learning rate; the shape of the schedule is that of all others.
         weight_decay: The weight decay of the whole group.
+
+    Raises:
+        ValueError: The pattern is no regular expression, or a rate is negative or no number.
     """
 
     pattern: str
@@ -46,6 +49,10 @@ class ParameterGroup:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern + "")
+        except (TypeError, re.error) as error:
+            raise bad_argument("ParameterGroup", "pattern", self.pattern, "a regular expression", f"{error}.") from None
         for name in ("peak", "weight_decay"):
             as_nonnegative("ParameterGroup", name, getattr(self, name))
 
@@ -80,13 +87,18 @@ def warmup_cosine(peak: float, steps: int, warmup_steps: int = 0, end: float = 0
         end: The lowest learning rate.
 
     Raises:
-        ValueError: The warm-up is as long as the training.
+        ValueError: A number of steps is no whole number, the warm-up is as long as the training, or a rate is negative
+            or no number.
 
     >>> [round(float(warmup_cosine(1.0, 10, 2)(step)), 3) for step in (0, 1, 2, 6, 10)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
-    if not 0 <= warmup_steps < steps:
-        raise bad_argument("warmup_cosine", "warmup_steps", warmup_steps, f"at least 0 and less than steps={steps}")
+    where = "warmup_cosine"
+    steps = as_int(where, "steps", steps, least=1)
+    wanted = f"at least 0 and less than steps={steps}"
+    warmup_steps = as_int(where, "warmup_steps", warmup_steps, wanted, least=0, most=steps - 1)
+    for name, value in {"peak": peak, "end": end}.items():
+        as_nonnegative(where, name, value)
     return optax.warmup_cosine_decay_schedule(0.0 if warmup_steps else peak, peak, warmup_steps, steps, end)
 
 
@@ -121,7 +133,8 @@ def adamw(
         An optax transformation for any pytree of parameters.
 
     Raises:
-        ValueError: The warm-up is as long as the training, or a rate is negative or no number.
+        ValueError: As `warmup_cosine`; or another number is negative or none, a moment does not decay, or the groups
+            are no `ParameterGroup`s.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.ones(3)}
@@ -130,8 +143,15 @@ def adamw(
     >>> [round(float(update), 4) for update in updates["kernel"]]
     [-0.1, -0.1, -0.1]
     """
-    for name, value in {"peak": peak, "weight_decay": weight_decay, "end": end}.items():
+    for name, value in {"peak": peak, "weight_decay": weight_decay, "end": end, "eps": eps}.items():
         as_nonnegative("adamw", name, value)
+    for name, value in {"b1": b1, "b2": b2}.items():
+        if not as_nonnegative("adamw", name, value) < 1:
+            raise bad_argument("adamw", name, value, "less than 1")
+    if clip_norm is not None:
+        as_nonnegative("adamw", "clip_norm", clip_norm, positive=True, remedy="None does not clip.")
+    if not isinstance(groups, Sequence) or not all(isinstance(group, ParameterGroup) for group in groups):
+        raise bad_argument("adamw", "groups", groups, "a sequence of ParameterGroup")
 
     def one(group_peak: float, decay: float, mask: Any) -> optax.GradientTransformation:
         schedule = warmup_cosine(group_peak, steps, warmup_steps, end * group_peak / peak if peak else end)

@@ -5,7 +5,7 @@ Both give the state space's own parameters a small learning rate and no weight d
 
 from collections.abc import Mapping
 
-from ssmjax.errors import as_nonnegative, bad_argument, unknown_name
+from ssmjax.errors import as_nonnegative, require_flags, unknown_name
 from ssmjax.training.optim import ParameterGroup
 
 __all__ = ["S5_MODES", "s4_groups", "s5_groups"]
@@ -96,10 +96,7 @@ def s5_groups(
     if mode not in S5_MODES:
         remedy = " The rate is the second argument." if isinstance(mode, int | float) else ""
         raise ValueError(f"{unknown_name('mode of s5_groups', mode, S5_MODES)}{remedy}")
-    if not isinstance(dt_global, bool):
-        raise bad_argument(
-            "s5_groups", "dt_global", dt_global, "True or False", "The rate of all others is global_rate."
-        )
+    require_flags("s5_groups", dt_global=dt_global)
     _check("s5_groups", {"global_rate": global_rate}, state_rate=state_rate, weight_decay=weight_decay)
     small = [_S5_SPECTRUM]
     small += [] if dt_global else [_S5_STEP]

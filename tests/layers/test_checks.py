@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ssmjax.layers import DSS, LRU, S4, S4D, S4ND, S5, BatchNorm, SequenceBlock
+from ssmjax.layers import DSS, LRU, S4, S4D, S4ND, S5, BatchNorm, BiMamba, Mamba, SequenceBlock
 
 D, LAYERS = 6, (S4, S4D, DSS, S5, LRU)
 u = jnp.ones((2, 3, D))
@@ -76,8 +76,10 @@ def test_whole_numbers_are_rates(layers, rate):
 @pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize("layer", [S4D(D, rngs=nnx.Rngs(0)), DSS(D, l_max=8, rngs=nnx.Rngs(0))], ids=["s4d", "dss"])
 def test_a_length_to_normalize_over_where_there_is_none_to_choose(layer):
-    with pytest.raises(ValueError, match="over must be left out of a kernel that is not normalized over its length"):
-        layer.kernel(8, over=5)
+    with pytest.raises(
+        ValueError, match="over must be left out of a kernel that is the same for all lengths, got .*without an l_max"
+    ):
+        layer.kernel(8, over=jnp.array([5]))
 
 
 @pytest.mark.usefixtures("as_a_user")
@@ -85,6 +87,52 @@ def test_what_is_no_recurrence(layers):
     for kind in (S4, S4D, DSS):
         with pytest.raises(ValueError, match="recurrence must be what `layer.recurrence..` returns, got 'linear'"):
             layers[kind].step(u[:, 0], layers[kind].init_state(2), recurrence="linear")
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_another_layers_recurrence(layers):
+    """One channel would be broadcast to both, and a layer of both directions has no steps."""
+    for kind in (S4, S4D, DSS):
+        length = {} if kind is S4D else {"l_max": 8}
+        two = kind(D, d_state=4, channels=2, **length, rngs=nnx.Rngs(0))
+        wanted = rf"{kind.__name__}.step: recurrence must be of this layer, with C of \(c, d, ...\) = \(2, 6\)"
+        with pytest.raises(ValueError, match=wanted):
+            two.step(u[:, 0], two.init_state(2), recurrence=layers[kind].recurrence())
+        both = kind(D, d_state=4, bidirectional="exclusive", **length, rngs=nnx.Rngs(0))
+        with pytest.raises(ValueError, match="left out in both directions"):
+            both.step(u[:, 0], both.init_state(2), recurrence=both.kernel.recurrence())
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_a_state_of_another_dtype_is_converted(layers, dtype):
+    for layer in layers.values():
+        state = np.ones(layer.init_state(2).shape, dtype)
+        for mode in ("auto", "scan"):
+            got = layer(u, state=state, mode=mode, return_state=True)
+            wanted = layer(u, state=state.astype(np.complex64), mode=mode, return_state=True)
+            np.testing.assert_array_equal(got[0], wanted[0])
+            np.testing.assert_array_equal(got[1], wanted[1])
+        np.testing.assert_array_equal(layer.step(u[:, 0], state)[0], layer.step(u[:, 0], state + 0j)[0])
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("length", [0, -3, 2.5, "5"])
+def test_lengths_of_kernels(layers, length):
+    for kind in (S4, S4D, DSS):
+        with pytest.raises(ValueError, match=f"length must be a positive int, got {length!r}"):
+            layers[kind].kernel(length)
+    with pytest.raises(ValueError, match="DPLRKernel.set_output: length must be a positive int"):
+        layers[S4].kernel.set_output(jnp.ones((1, D, 2), jnp.complex64), length)
+    with pytest.raises(ValueError, match=r"DPLRKernel.set_output: C must be \(c, h, n\) = \(1, 6, 2\), got \(6, 2\)"):
+        layers[S4].kernel.set_output(jnp.ones((D, 2), jnp.complex64), 8)
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_a_complex_rate(layers):
+    for kind, layer in layers.items():
+        with pytest.raises(ValueError, match=f"{kind.__name__}.*rate must be"):
+            layer(u, rate=jnp.complex64(2))
 
 
 @pytest.mark.usefixtures("as_a_user")
@@ -122,10 +170,21 @@ def test_whole_numbers_of_numpy_are_sizes():
         (S4ND, {"axes": 4}, "S4ND: axes must be from 1 to 3, got 4"),
         (S4D, {"bandlimit": "a"}, "S4D: bandlimit must be a positive, finite number, got 'a'"),
         (LRU, {"max_phase": -1.0}, "lru_ring: max_phase must be a positive, finite number, got -1.0"),
-        (DSS, {"max_real": float("nan")}, "DSS: max_real must be a number, or None, got nan"),
+        (DSS, {"max_real": float("nan")}, "DSS: max_real must be a finite number, or None, got nan"),
         (S4D, {"dt_max": float("inf")}, r"S4D: \(dt_min, dt_max\) must be positive and increasing, got .* inf"),
         (S5, {"dt_min": "a"}, r"S5: \(dt_min, dt_max\) must be positive and increasing, got \('a', "),
         (LRU, {"d_state": 4.0}, "LRU: d_state must be a positive int, got 4.0"),
+        (LRU, {"r_min": "a"}, "lru_ring: r_min must be a finite number, at least 0, got 'a'"),
+        (DSS, {"max_real": True}, "DSS: max_real must be a finite number, or None, got True"),
+        (DSS, {"max_real": float("-inf")}, "DSS: max_real must be a finite number, or None, got -inf"),
+        (S4D, {"frozen": ("P",)}, "S4D: Unknown frozen parameter 'P'. Known: A, B, C, dt"),
+        (S4D, {"frozen": None}, r"S4D: frozen must be a tuple of names, got None. \(\) freezes nothing"),
+        *(
+            (kind, {"dtype": jnp.int32}, f"^{kind.__name__}: dtype must be a floating dtype")
+            for kind in (*LAYERS, S4ND)
+        ),
+        (S5, {"dtype": "bf16"}, "S5: dtype must be a floating dtype, got 'bf16'. 'float32' and 'bfloat16' are usual"),
+        (S5, {"dtype": None}, "S5: dtype must be a floating dtype, got None"),
     ],
 )
 def test_options(kind, options, message):
@@ -149,13 +208,20 @@ def test_an_empty_image():
 
 
 @pytest.mark.usefixtures("as_a_user")
-def test_switches():
+def test_switches(layers):
+    for kind, layer in layers.items():
+        with pytest.raises(ValueError, match=f"^{kind.__name__}: return_state must be True or False, got 'no'.$"):
+            layer(u, return_state="no")
+    with pytest.raises(ValueError, match="BatchNorm: train must be True or False, got 1"):
+        BatchNorm(D)(u, train=1)
     for kind, names in (
         (S4, ("conj_sym",)),
         (S4D, ("conj_sym", "real", "dt_tie")),
         (DSS, ("separate_dt",)),
         (S5, ("conj_sym", "clip_eigs")),
         (SequenceBlock, ("prenorm",)),
+        (Mamba, ("use_bias", "conv_bias")),
+        (BiMamba, ("use_bias", "conv_bias", "divide_out", "together")),
         (BatchNorm, ("unbiased",)),
     ):
         length = {"l_max": 8} if kind is S4 else {}

@@ -52,12 +52,19 @@ def test_equals_a_loop_with_padding(parametrization, mode):
     oracle.close(oracle.call(layer, u, mask=mask, mode=mode), expected)
 
 
-@pytest.mark.parametrize(("kind", "rule"), [(DSS, "softmax"), (S4D, "softmax"), (S4D, "dss")])
-@pytest.mark.parametrize("options", [{}, {"bidirectional": "exclusive", "channels": 2}, {"l_max": 4}], ids=str)
-def test_modes_are_normalized_over_the_real_tokens(kind, rule, options):
+@pytest.mark.parametrize(
+    ("kind", "rule", "rate", "options"),
+    [
+        (DSS, "softmax", 1.0, {}),
+        (DSS, "softmax", 2.0, {"bidirectional": "exclusive", "channels": 2}),
+        (DSS, "softmax", 1.0, {"bidirectional": "inclusive", "max_real": None}),  # modes that grow
+        (S4D, "softmax", 0.5, {"bidirectional": "inclusive"}),
+        (S4D, "dss", 1.0, {"bidirectional": "exclusive", "channels": 2}),
+        (S4D, "dss", 2.0, {"l_max": 6}),  # fewer taps than tokens
+    ],
+)
+def test_modes_are_normalized_over_the_real_tokens(kind, rule, rate, options):
     """Each sequence of a batch is as if it were alone, gradients included, with padding on either side or within."""
-    if kind is DSS and "l_max" in options:
-        options = {"max_real": None}  # modes that grow
     layer = oracle.lively(lambda: kind(D, d_state=4, discretization=rule, **options, rngs=nnx.Rngs(0)))
     if "max_real" in options:
         layer.kernel.Lambda[...] = layer.kernel.Lambda[...].at[:2, 0].set(jnp.array([30.0, 0.0]))
@@ -69,7 +76,7 @@ def test_modes_are_normalized_over_the_real_tokens(kind, rule, options):
     @quick.jit
     def run(parameters, u, mask):
         def value(parameters, u):
-            y = nnx.merge(definition, parameters)(u, mask=mask)
+            y = nnx.merge(definition, parameters)(u, mask=mask, rate=rate)
             return jnp.sum(jnp.sin(y)), y
 
         return jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(parameters, u)
@@ -126,7 +133,8 @@ def test_messages():
         (lambda: make()(u, return_state=True), "l_max must be given for a state.*softmax is over the length"),
         (lambda: make()(u, mode="scan"), "l_max must be given"),
         (lambda: make().step(u[:, 0], make().init_state(2)), "l_max must be given"),
-        (lambda: make(l_max=2)(u), "length must be at most 2, over which modes are normalized, got 3"),
+        (lambda: make(l_max=2)(u), "length must be at most 2, .*normalized, got 3. Build it with l_max=3 or None"),
+        (lambda: make(l_max=3)(u, rate=2.0), "length must be at most 2, .*, got 3. Build it with l_max=6 or None"),
         (lambda: make(l_max=3, max_real=None).recurrence(), "max_real must be negative for a state.*overflows"),
         (lambda: DSS(D, discretization="hold", rngs=nnx.Rngs(0)), "DSS: Unknown discretization 'hold'"),
         (lambda: DSS(D, parametrization="log", rngs=nnx.Rngs(0)), "DSS: Unknown parametrization 'log'"),

@@ -123,6 +123,20 @@ def test_both_directions_scan_as_they_convolve(cls):
         oracle.close(oracle.call(layer, u, mask=mask, mode="scan"), oracle.call(layer, u, mask=mask))
 
 
+@pytest.mark.parametrize("layer", ["s4", "s4d", "dss", "softmax", "s5", "lru"])
+def test_no_scatter_in_the_gradient(layer):
+    """With padding, both directions included: a scatter-add is slow on accelerators."""
+    cls = {"s4": S4, "s4d": S4D, "s5": S5, "lru": LRU}.get(layer, DSS)
+    options = {"l_max": 11} if layer in ("s4", "dss") else {}
+    definition, parameters = nnx.split(cls(D, d_state=4, bidirectional="exclusive", **options, rngs=nnx.Rngs(0)))
+
+    def loss(parameters, u, mask):
+        return nnx.merge(definition, parameters)(u, mask=mask).sum()
+
+    arguments = parameters, jnp.ones((2, 11, D)), jnp.ones((2, 11), bool)
+    assert "scatter" not in jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*arguments).as_text()
+
+
 @pytest.mark.parametrize("cls", [S4D, S4, DSS])
 @pytest.mark.parametrize("length", [0, 1])
 def test_the_shortest_sequences(cls, length):

@@ -183,6 +183,15 @@ def test_bfloat16_computes_in_it_and_keeps_the_state_in_float32(kind):
 
 
 @pytest.mark.parametrize("kind", ["s5", "lru"])
+@pytest.mark.parametrize("name", [jnp.float32, "float32", np.dtype("float32")])
+def test_products_of_float32_are_not_shortened_by_whatever_name(kind, name):
+    layer = make(kind, dtype=name)
+    program = str(jax.make_jaxpr(layer)(sequence(4)))
+    assert program.count("dot_general") == 2
+    assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 2
+
+
+@pytest.mark.parametrize("kind", ["s5", "lru"])
 def test_vmap_over_layers_and_one_program_for_all_rates(kind):
     layers = nnx.vmap(lambda key: make_from(kind, key))(jax.random.split(jax.random.key(0), 2))
     assert len({float(v) for v in np.ravel(layers.D[...])}) == 2 * D

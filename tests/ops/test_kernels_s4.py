@@ -311,32 +311,46 @@ def test_softmax_kernel(length, float64):
 
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
-def test_softmax_kernel_over_fewer_values(implementation, float64):
-    """The kernel of that length and zeros after it, with its gradients: known, or one a row under `vmap`."""
+def test_softmax_kernel_over_several_lengths(implementation, float64):
+    """The kernels of those lengths, with zeros after them, and their gradients."""
     args, most, lengths = softmax_problem(), 63, np.array([63, 31, 2, 1, 0])
     args = args if implementation == "xla" else wide(args)  # in float32 the reference itself is rounded too often
     cotangent = np.random.default_rng(1).normal(size=(2, most, 3)).astype(np.float32)
 
-    def kernel(W, A, dt, over):
+    def kernels(W, A, dt, over=lengths):
         return ops.softmax_kernel(W, A, most, dt=dt, over=over, implementation=implementation)
 
-    rows = jax.jit(jax.vmap(kernel, in_axes=(None, None, None, 0)))(*args, lengths)
-    gradients = jax.jit(jax.vmap(lambda over: grads(lambda *args: kernel(*args, over), args, cotangent)))(lengths)
-    chex.assert_tree_all_finite(gradients)
-    for row, n in enumerate(map(int, lengths)):
-        assert not np.any(rows[row, :, n:])
-        if n == 0:
-            continue
-        assert error(rows[row], kernel(*args, n)) < 1e-6
+    K = jax.jit(kernels)(*args, lengths)
+    gradients = [grads(lambda *args, row=row: kernels(*args)[row], args, cotangent) for row in range(4)]
+    for row, n in enumerate(map(int, lengths[:4])):
 
         def shorter(W, A, dt, n=n):
             return ops.softmax_kernel(W, A, n, dt=dt, implementation="reference")
 
-        assert error(rows[row, :, :n], shorter(*wide(args))) < 3e-6
+        assert not np.any(K[row, :, n:])
+        assert error(K[row, :, :n], shorter(*wide(args))) < 3e-6
         wanted = grads(shorter, wide(args), cotangent[:, :n])
-        assert error(gradients[0][row], wanted[0]) < 1e-5
+        assert error(gradients[row][0], wanted[0]) < 1e-5
         if n > 1:  # of a single value the kernel is W, whatever the modes are
-            assert max(error(g[row], w) for g, w in zip(gradients, wanted, strict=True)) < 3e-5
+            assert max(map(error, gradients[row], wanted)) < 3e-5
+    assert not np.any(K[4])
+    if implementation == "xla":
+        for narrow in (np.int8, np.uint8, np.uint32):
+            np.testing.assert_array_equal(jax.jit(kernels)(*args, lengths.astype(narrow)), K)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_softmax_kernel_over_nothing(implementation):
+    """Zeros, and no NaN in the gradients, also with nothing added to a sum that is zero."""
+    W, A, dt = softmax_problem()
+
+    def total(W, A, dt):
+        over = jnp.array([0])
+        return ops.softmax_kernel(W, A, 5, dt=dt, epsilon=0.0, over=over, implementation=implementation).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(W, A, dt)
+    assert value == 0
+    assert not any(np.any(g) for g in gradients)
 
 
 # ---------------------------------------------------------------------------------------------------- the arithmetic

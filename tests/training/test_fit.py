@@ -59,7 +59,7 @@ def test_the_time_limit_saves_and_the_next_call_goes_on(tmp_path):
     second = train(steps=6, checkpoint_dir=str(tmp_path))
     assert (second.finished, second.resumed_from) == (True, 1)
     assert state_bytes(second.state) == state_bytes(whole.state)
-    with pytest.raises(ValueError, match="time_limit must be None, or a positive"):
+    with pytest.raises(ValueError, match="time_limit must be a positive, finite number"):
         FitConfig(time_limit=0.0)
 
 
@@ -249,11 +249,16 @@ class TestErrors:
             ("ema_decay", float("nan")),
             ("time_limit", float("nan")),
             ("time_limit", -1.0),
+            ("time_limit", 0.0),
+            ("seed", 2.5),
+            ("ema_decay", "1"),
+            ("fresh", "no"),
+            ("progress", 1),
         ],
     )
     @pytest.mark.usefixtures("as_a_user")
     def test_config(self, field, value):
-        with pytest.raises(ValueError, match=rf"FitConfig: {field} must be .*got {value}"):
+        with pytest.raises(ValueError, match=rf"FitConfig: {field} must be .*got {value!r}"):
             FitConfig(**{field: value})
 
     def test_no_steps(self):

@@ -97,6 +97,17 @@ def test_groups_have_their_own_rate_and_decay():
     [
         ({"peak": -1.0, "steps": 10}, "peak must be a finite number, at least 0, got -1.0"),
         ({"peak": float("nan"), "steps": 10}, "peak must be a finite number, at least 0, got nan"),
+        ({"peak": 1.0, "steps": 2.5}, "steps must be a positive int, got 2.5"),
+        ({"peak": 1.0, "steps": -1}, "steps must be a positive int, got -1"),
+        (
+            {"peak": 1.0, "steps": 9, "clip_norm": -1.0},
+            "clip_norm must be a positive, finite number, got -1.0. None does",
+        ),
+        ({"peak": 1.0, "steps": 9, "b1": 1.0}, "b1 must be less than 1, got 1.0"),
+        ({"peak": 1.0, "steps": 9, "b2": float("nan")}, "b2 must be a finite number, at least 0, got nan"),
+        ({"peak": 1.0, "steps": 9, "eps": -1.0}, "eps must be a finite number, at least 0, got -1.0"),
+        ({"peak": 1.0, "steps": 9, "groups": [("B", 1e-3)]}, "groups must be a sequence of ParameterGroup, got"),
+        ({"peak": 1.0, "steps": 9, "groups": ParameterGroup("B", 1e-3)}, "groups must be a sequence of ParameterGroup"),
         ({"peak": 1.0, "steps": 10, "warmup_steps": 10}, "warmup_steps must be at least 0 and less than steps=10"),
         (
             {"peak": 1.0, "steps": 10, "weight_decay": -0.1},
@@ -104,6 +115,22 @@ def test_groups_have_their_own_rate_and_decay():
         ),
     ],
 )
+@pytest.mark.usefixtures("as_a_user")
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         adamw(**options)
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("(", 1e-3), r"ParameterGroup: pattern must be a regular expression, got '\('"),
+        ((None, 1e-3), "ParameterGroup: pattern must be a regular expression, got None"),
+        (("B", -1.0), "ParameterGroup: peak must be a finite number, at least 0, got -1.0"),
+        (("B", 1.0, float("nan")), "ParameterGroup: weight_decay must be a finite number, at least 0, got nan"),
+    ],
+)
+def test_errors_of_groups(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ParameterGroup(*arguments)

@@ -63,7 +63,7 @@ def causal_conv1d(
     ([1.0, 3.0, 6.0, 9.0], [3.0, 4.0])
     """
     _checks.require_arrays("causal_conv1d", x=x, weight=weight)
-    _checks.require_flags("causal_conv1d", reverse=reverse, return_state=return_state)
+    errors.require_flags("causal_conv1d", reverse=reverse, return_state=return_state)
     _check(x, weight, bias, activation, state, segment_ids)
     available = dict.fromkeys(IMPLEMENTATIONS)
     chosen = backend.resolve("causal_conv1d", implementation, available)

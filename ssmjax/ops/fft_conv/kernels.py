@@ -40,7 +40,7 @@ def two_sided_kernel(
     ([4.0, 3.0, 1.0, 2.0], 2)
     """
     where, halves = "two_sided_kernel", {"causal": causal, "anticausal": anticausal}
-    _checks.require_flags(where, inclusive=inclusive)
+    errors.require_flags(where, inclusive=inclusive)
     _checks.require_arrays(where, **halves)
     _checks.require_dtype(where, halves, jnp.floating, "a real floating")
     for name, half in halves.items():

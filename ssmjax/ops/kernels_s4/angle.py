@@ -22,14 +22,14 @@ def turns(a: jax.Array, dt: jax.Array) -> df.Double:
 
 
 def reduced_angle(a: jax.Array, dt: jax.Array, steps: int | jax.Array = 1) -> jax.Array:
-    """`steps dt a` less a multiple of 2 pi, in [-pi, pi]; `steps` is a whole number."""
+    """`steps dt a` less a multiple of 2 pi, in [-pi, pi]; `steps` has whole numbers, and broadcasts with the others."""
     return _reduced_angle(a, dt, jnp.asarray(steps, dt.dtype))
 
 
 @jax.custom_jvp
 def _reduced_angle(a, dt, steps):
     high, low = turns(a, dt)
-    high, rest = df.two_product(high, jnp.broadcast_to(steps, high.shape))
+    high, rest = df.two_product(high, steps)
     return (2 * math.pi) * ((high - jnp.round(high)) + (rest + steps * low))
 
 

@@ -7,13 +7,13 @@ import numpy as np
 from ssmjax import errors
 from ssmjax.ops import _checks, backend
 from ssmjax.ops.kernels_s4 import reference
-from ssmjax.ops.kernels_s4 import vandermonde as product
 from ssmjax.ops.kernels_s4.discretize import TRANSITIONS, check_rule, check_steps
 from ssmjax.ops.kernels_s4.dplr import dplr_kernel_xla
 from ssmjax.ops.kernels_s4.matrices import check_dplr
 from ssmjax.ops.kernels_s4.pairs import as_pair, from_pair
 from ssmjax.ops.kernels_s4.powers import squares
 from ssmjax.ops.kernels_s4.softmax import softmax_kernel_xla
+from ssmjax.ops.kernels_s4.vandermonde import kernel, state
 from ssmjax.shapes import Array, Complex, Float, Inexact, Int
 
 __all__ = ["dplr_kernel", "softmax_kernel", "vandermonde", "vandermonde_state"]
@@ -67,7 +67,7 @@ def vandermonde(
     if _choose(where, implementation, C, A) == "reference":
         K = reference.vandermonde_reference(flat, A, dt, length, rule)
     else:
-        K = product.kernel(as_pair(flat), _squares(A, dt, rule, length), length)
+        K = kernel(as_pair(flat), _squares(A, dt, rule, length), length)
     return jnp.swapaxes(K, -1, -2).reshape(*C.shape[:-2], length, A.shape[0])
 
 
@@ -114,7 +114,7 @@ def vandermonde_state(
     u = jnp.swapaxes(u, -1, -2).astype(dt.dtype)
     if _choose(where, implementation, u, A) == "reference":
         return reference.vandermonde_state_reference(u, A, dt, rule)
-    s = product.state(u[..., ::-1], _squares(A, dt, rule, u.shape[-1]))
+    s = state(u[..., ::-1], _squares(A, dt, rule, u.shape[-1]))
     return from_pair(s) if jnp.iscomplexobj(A) else s[0]
 
 
@@ -125,16 +125,16 @@ def softmax_kernel(
     *,
     dt: Float[Array, "h"] | Float[Array, "h n"] | None = None,
     epsilon: float | Float[Array, "h n"] = 1e-7,
-    over: int | Int[Array, ""] | None = None,
+    over: Int[Array, " r"] | None = None,
     implementation: str = "auto",
-) -> Float[jax.Array, "*b l h"]:
+) -> Float[jax.Array, "... l h"]:
     """The kernel of DSS, whose modes are normalized over the length.
 
-        K_l = Re sum_n W_n e^(l dt A_n) / sum_(j < over) e^(j dt A_n),    l < over,
+        K_l = Re sum_n W_n e^(l dt A_n) / sum_j e^(j dt A_n),    l, j < length,
 
     DSS-softmax of proposition 1 of https://arxiv.org/abs/2203.14343, with `W` divided by `A` beforehand, and without
-    the factor 2: all modes are given. A mode may grow (Re A > 0); nothing overflows. Accuracy, cost and derivatives are
-    those of `vandermonde`.
+    the factor 2: all modes are given. A mode may grow (Re A > 0); nothing overflows. Accuracy and derivatives are those
+    of `vandermonde`; the cost is that of twice as many weights, since any mode may come to grow.
 
     Args:
         W: Weights, (*b h n), real or complex.
@@ -143,16 +143,15 @@ def softmax_kernel(
         dt: Step sizes, (h) or (h n); 1 by default.
         epsilon: The reciprocal of the sum is conj(sum) / (|sum|^2 + epsilon), which is bounded where the sum vanishes.
             One number, or one a mode, (h n); not negative.
-        over: How many values modes are normalized over, those after being zero; `length` by default. Unlike that it may
-            be traced, so that `jax.vmap` makes the kernels of sequences of several lengths.
+        over: Lengths of several kernels, (r) int, in place of `length` above: zeros follow. They may be traced.
         implementation: See `ssmjax.ops.use_implementation`.
 
     Returns:
-        K, (*b l h).
+        K, (*b l h), or (r *b l h) with `over`.
 
     Raises:
-        ValueError: A shape, a dtype or the length is wrong, a step or `epsilon` is negative, or `over` is not from 0 to
-            `length`.
+        ValueError: A shape, a dtype or the length is wrong, a step or `epsilon` is negative, or a number of `over` is
+            known to be negative or more than `length`.
         NotImplementedError: A named implementation does not take this call.
 
     >>> import jax.numpy as jnp, ssmjax.ops
@@ -163,13 +162,15 @@ def softmax_kernel(
     length = _checks.as_length(where, length)
     dt, W, A = _check(where, {"W": W}, A, dt, "zoh")
     _check_epsilon(where, epsilon, A)
-    over = length if over is None else _check_over(where, over, length)
+    if over is not None:
+        over = _checks.as_counts(where, "over", over, "(r)", "length", length)
     flat = W.reshape(-1, *A.shape)
     if _choose(where, implementation, W, A) == "reference":
         K = reference.softmax_kernel_reference(flat, A, dt, length, epsilon, over)
     else:
         K = softmax_kernel_xla(as_pair(flat), as_pair(A), dt, length, epsilon, over)
-    return jnp.swapaxes(K, -1, -2).reshape(*W.shape[:-2], length, A.shape[0])
+    rows = () if over is None else over.shape
+    return jnp.swapaxes(K, -1, -2).reshape(*rows, *W.shape[:-2], length, A.shape[0])
 
 
 def dplr_kernel(
@@ -264,19 +265,8 @@ def _check_epsilon(where, epsilon, A):
         return
     if epsilon.shape not in ((), A.shape) or jnp.iscomplexobj(epsilon):
         raise errors.bad_shape(where, "epsilon", epsilon, f"a real number, or (h n) = {A.shape} of them", remedy)
-    if (values := _checks.known_values(epsilon)) is not None and np.min(values, initial=0) < 0:
+    if (values := _checks.known_values(epsilon)) is not None and not (np.min(values, initial=0) >= 0):
         raise errors.bad_argument(where, "epsilon", float(values.min()), "at least 0", remedy)
-
-
-def _check_over(where, over, length):
-    """A number of values as it came, if it is traced, else as a Python int."""
-    wanted = f"a whole number from 0 to length = {length}"
-    if not hasattr(over, "shape"):
-        return errors.as_int(where, "over", over, wanted, least=0, most=length)
-    if over.shape or not jnp.issubdtype(over.dtype, jnp.integer):
-        raise errors.bad_shape(where, "over", over, wanted, "One for each row of a batch is jax.vmap's to map over.")
-    values = _checks.known_values(over)
-    return over if values is None else errors.as_int(where, "over", int(values), wanted, least=0, most=length)
 
 
 def _precision(*arrays):

@@ -30,6 +30,7 @@ __all__ = [
     "check_steps",
     "discretize",
     "held",
+    "power_sum",
     "transition",
 ]
 
@@ -117,7 +118,7 @@ def check_step(where: str, name: str, dt: Array | None) -> None:
     if values is None:
         return
     least = values.min()  # not in JAX, which would trace it into a function that is being compiled
-    if least < 0:
+    if not least >= 0:  # NaN, too
         remedy = "A step size is kept positive by its parametrization, such as exp(log_dt) or softplus."
         raise errors.bad_argument(where, name, float(least), "positive", remedy)
 
@@ -133,7 +134,11 @@ def _gain(A: Pair, dt: jax.Array, rule: str, dt_input: jax.Array) -> Pair:
 
 
 def held(A: Pair, dt: jax.Array, steps: int | jax.Array = 1) -> Pair:
-    """`(exp(x) - 1) / A` for `x = steps dt A`: the response to an input held over that time; `steps dt` at A = 0."""
+    """`(exp(x) - 1) / A` for `x = steps dt A`: the response to an input held over that time; `steps dt` at A = 0.
+
+    `steps` is a whole number, or an array of them that broadcasts with A.
+    """
+    steps = jnp.asarray(steps, dt.dtype)
     x = steps * dt * A[0], steps * dt * A[1]
     small = x[0] ** 2 + x[1] ** 2 < 0.01
     # In the branch not taken, a value at which nothing divides by zero: a NaN there would enter the gradient.
@@ -143,6 +148,11 @@ def held(A: Pair, dt: jax.Array, steps: int | jax.Array = 1) -> Pair:
     minus_one = jnp.expm1(decay) * jnp.cos(angle) - 2 * jnp.sin(0.5 * angle) ** 2, jnp.exp(decay) * jnp.sin(angle)
     closed = times(minus_one, reciprocal(safe))
     return tuple(jnp.where(small, steps * dt * near, far) for near, far in zip(series, closed, strict=True))
+
+
+def power_sum(A: Pair, dt: jax.Array, count: int | jax.Array) -> Pair:
+    """`sum_(j < count) exp(j dt A)`, which is `(exp(count x) - 1) / (exp(x) - 1)` for `x = dt A`."""
+    return times(held(A, dt, count), reciprocal(held(A, dt)))
 
 
 def _series(x: Pair) -> Pair:

@@ -133,7 +133,7 @@ def _block(weights: jax.Array, at: cauchy.Poles, kept: Kept, nodes: jax.Array) -
     C_re, C_im = (part[:, :, None, None] for part in kept.C)
     K = sums[:, :c, :m] + C_re * s - C_im * t
     for p in range(r):
-        K = K - cosine * sums[:, :c, m + p, None] * y[p]
+        K = K - cosine * sums[:, :c, m + p][:, :, None] * y[p]  # an index beside a None is a gather in older JAX
     K = K * jax.lax.complex(cosine, sine)
     return K.real, K.imag
 

@@ -52,7 +52,8 @@ def diagonal_power(
     if A.ndim != 2:
         raise errors.bad_shape(where, "A", A, "of rank 2, (h n)")
     check_steps(where, dt, {"(h n)": A.shape})
-    longest = _check_numbers(where, steps, longest)
+    longest = errors.as_int(where, "longest", longest, least=0, remedy=_checks.STATIC)
+    steps = _checks.as_counts(where, "steps", steps, "(b)", "longest", longest)
     number = jnp.promote_types(jnp.promote_types(A.real.dtype, dt.dtype), jnp.float32)
     re, im = (jnp.asarray(part, number) for part in as_pair(A))
     count = max(1, longest.bit_length())
@@ -60,20 +61,6 @@ def diagonal_power(
     power = jnp.ones((len(steps), *A.shape), number), jnp.zeros((len(steps), *A.shape), number)
     for k in range(count):
         wanted = ((steps >> k) & 1 == 1)[:, None, None]
-        more = times(power, (squared[0][k][None], squared[1][k][None]))
+        more = times(power, tuple(part[k][None] for part in squared))
         power = tuple(jnp.where(wanted, new, old) for new, old in zip(more, power, strict=True))
     return from_pair(power) if jnp.iscomplexobj(A) else power[0]
-
-
-def _check_numbers(where, steps, longest) -> int:
-    """Checks the numbers of steps, as far as they are known; returns `longest` as a Python int."""
-    longest = errors.as_int(where, "longest", longest, least=0, remedy=_checks.STATIC)
-    _checks.require_dtype(where, {"steps": steps}, jnp.integer, "an integer")
-    if steps.ndim != 1:
-        raise errors.bad_shape(where, "steps", steps, "of rank 1, (b)", "Each row of a batch has a number of its own.")
-    if (values := _checks.known_values(steps)) is not None and len(values):
-        least, most = int(values.min()), int(values.max())
-        if least < 0 or most > longest:
-            got, wanted = least if least < 0 else most, f"from 0 to longest = {longest}"
-            raise errors.bad_argument(where, "steps", got, wanted, "longest bounds the numbers of steps.")
-    return longest

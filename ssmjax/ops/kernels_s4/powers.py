@@ -101,9 +101,13 @@ def factors(squared: Pair, length: int, q: int) -> tuple[Pair, Pair]:
 
 def _fill(squared: Pair, first: int, last: int) -> Pair:
     """The powers 0, 1, 2, ... of `squared[first]` along a new axis -2, from the squares `first`, ..., `last - 1`."""
-    re, im = (v[0, ..., None, :] for v in squared)
+
+    def square(k):  # in two steps: an index beside a None is a gather in older JAX, and its gradient a scatter-add
+        return tuple(part[k][..., None, :] for part in squared)
+
+    re, im = square(0)
     re, im = jnp.ones_like(re), jnp.zeros_like(im)
     for k in range(first, last):
-        more = times((re, im), (squared[0][k, ..., None, :], squared[1][k, ..., None, :]))
+        more = times((re, im), square(k))
         re, im = jnp.concatenate([re, more[0]], axis=-2), jnp.concatenate([im, more[1]], axis=-2)
     return re, im

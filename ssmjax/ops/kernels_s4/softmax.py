@@ -3,31 +3,37 @@
 import jax
 import jax.numpy as jnp
 
-from ssmjax.ops.kernels_s4 import vandermonde
-from ssmjax.ops.kernels_s4.discretize import held
+from ssmjax.ops._permute import permute
+from ssmjax.ops.kernels_s4.discretize import power_sum
 from ssmjax.ops.kernels_s4.pairs import Pair, reciprocal, times
 from ssmjax.ops.kernels_s4.powers import squares
+from ssmjax.ops.kernels_s4.vandermonde import kernel
 
 __all__ = ["softmax_kernel_xla"]
 
 
 def softmax_kernel_xla(
-    W: Pair, A: Pair, dt: jax.Array, length: int, epsilon: float | jax.Array, over: int | jax.Array
+    W: Pair, A: Pair, dt: jax.Array, length: int, epsilon: float | jax.Array, over: jax.Array | None
 ) -> jax.Array:
-    """(b h l), as `reference.softmax_kernel_reference`.
+    """(r b h l), or (b h l) if `over` is None, as `reference.softmax_kernel_reference`.
 
-    With `x = dt A` the sum is geometric, `sum_j e^(j x) = (e^(L x) - 1) / (e^x - 1)` for an L of `over`. A mode that
-    grows would overflow; it is the mode `-x`, which decays, mirrored in time.
+    The sums are geometric. A mode that grows would overflow; it is the mode `-A`, which decays, mirrored in time.
     """
     grows = A[0] > 0
     A = jnp.where(grows, -A[0], A[0]), jnp.where(grows, -A[1], A[1])
-    total = times(held(A, dt, over), reciprocal(held(A, dt)))
-    weight_re, weight_im = reciprocal(total, epsilon)
-    weights = times(W, (0.5 * weight_re[None], 0.5 * weight_im[None]))
-    both = tuple(jnp.concatenate([part * ~grows[None], part * grows[None]]) for part in weights)
+    rows = jnp.array([length]) if over is None else over
+    total = power_sum((A[0][None], A[1][None]), dt[None], rows[:, None, None])
+    # Of no values there is no sum, and nothing that it divides: a one keeps the gradient finite if epsilon is zero.
+    total = jnp.where(rows[:, None, None] == 0, 1, total[0]), total[1]
+    share = reciprocal(total, jnp.broadcast_to(epsilon, A[0].shape)[None])
+    weights = times((W[0][None], W[1][None]), (0.5 * share[0][:, None], 0.5 * share[1][:, None]))
+    both = tuple(jnp.stack([part * ~grows[None, None], part * grows[None, None]]) for part in weights)
     squared = squares(A, dt, "zoh", max(1, (length - 1).bit_length()))
-    decaying, growing = jnp.split(vandermonde.kernel(both, squared, length), 2)
-    if isinstance(over, int) and over == length:
-        return decaying + growing[..., ::-1]
-    mirrored = jnp.roll(growing[..., ::-1], over - length, axis=-1)
-    return jnp.where(jnp.arange(length) < over, decaying + mirrored, 0)
+    # One product for all rows, whose inner sizes are chosen by how many there are.
+    K = kernel(tuple(part.reshape(-1, *grows.shape) for part in both), squared, length)
+    decaying, growing = K.reshape(2, *weights[0].shape[:-1], length)
+    if over is None:
+        return (decaying + growing[..., ::-1])[0]
+    l, ends = jnp.arange(length).reshape(1, 1, 1, -1), over[:, None, None, None]
+    mirror = (ends - 1 - l) % length  # its own inverse
+    return jnp.where(l < ends, decaying + permute(growing, mirror, mirror, -1), 0)

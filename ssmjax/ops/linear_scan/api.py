@@ -55,7 +55,7 @@ def linear_scan(
     [[1.0, 1.5, 1.75, 1.875]]
     """
     _checks.require_arrays("linear_scan", a=a, x=x)
-    _checks.require_flags("linear_scan", reverse=reverse, return_state=return_state)
+    errors.require_flags("linear_scan", reverse=reverse, return_state=return_state)
     _check(a, x, h0)
     available = dict.fromkeys(IMPLEMENTATIONS)
     if 0 in x.shape:

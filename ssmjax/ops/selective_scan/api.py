@@ -82,7 +82,7 @@ def selective_scan(
     """
     _checks.require_arrays("selective_scan", x=x, dt=dt, A=A, B=B, C=C)
     flags = {"dt_softplus": dt_softplus, "reverse": reverse, "return_state": return_state}
-    _checks.require_flags("selective_scan", **flags)
+    errors.require_flags("selective_scan", **flags)
     _check(x, dt, A, B, C, D, z, dt_bias, h0, segment_ids)
     available = dict.fromkeys(IMPLEMENTATIONS)
     if 0 in x.shape or 0 in A.shape:
