@@ -335,7 +335,7 @@ def test_softmax_kernel_over_several_lengths(implementation, float64):
             assert max(map(error, gradients[row], wanted)) < 3e-5
     assert not np.any(K[4])
     if implementation == "xla":
-        for narrow in (np.int8, np.uint8, np.uint32):
+        for narrow in (np.int8, np.int16):
             np.testing.assert_array_equal(jax.jit(kernels)(*args, lengths.astype(narrow)), K)
 
 
