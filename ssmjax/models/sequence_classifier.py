@@ -46,7 +46,7 @@ class SequenceConfig:
             layer's own papers, False is "none".
         l_max: A length, which means something else for each layer. "s4": the longest sequence, for which its parameters
             are made; None: 1024. "s4d": how many tokens back the convolution reaches; None: to the first. "dss": the
-            longest sequence, over whose length the modes are normalized; None: over the length of each input. "s4nd":
+            longest sequence, over whose length the modes are normalized; None: over that of each sequence. "s4nd":
             as "s4d" along each axis; with `layer_options={"kernel": "s4"}` as "s4", and needed. None for "s5" and
             "lru", which have no such length. Where it is set, and for "s4" in any case, the `rate` of a call must be a
             Python number.
