@@ -1,11 +1,16 @@
 """Bad input: one clear error, whichever layer of the time-invariant family it comes to."""
 
+import functools
+
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from ssmjax.layers import DSS, LRU, S4, S4D, S4ND, S5, BatchNorm, BiMamba, Mamba, SequenceBlock
+from tests.layers import quick
 
 D, LAYERS = 6, (S4, S4D, DSS, S5, LRU)
 u = jnp.ones((2, 3, D))
@@ -27,6 +32,12 @@ def layers():
     return {layer: layer(D, d_state=4, l_max=8, rngs=nnx.Rngs(0)) for layer in (S4, DSS)} | {
         layer: layer(D, d_state=4, rngs=nnx.Rngs(0)) for layer in (S4D, S5, LRU)
     }
+
+
+def results(layer, call, arguments):
+    """What a call returns for each of some arguments, in one program."""
+    definition, parameters = nnx.split(layer)
+    return quick.jit(lambda parameters: [call(nnx.merge(definition, parameters), x) for x in arguments])(parameters)
 
 
 @pytest.mark.usefixtures("as_a_user")
@@ -62,7 +73,7 @@ def test_lengths_of_steps_are_not_read_at_padding(layers):
     mask = jnp.array([[True, True, False], [True, False, False]])
     for kind in (S5, LRU):
         for odd in (-1.0, np.nan):
-            given = layers[kind](u, mask=mask, dts=jnp.where(mask, 2.0, odd))
+            given = layers[kind](u, mask=mask, dts=jnp.where(mask, 2.0, odd))  # not traced, or nothing would be checked
             np.testing.assert_array_equal(given, layers[kind](u, mask=mask, dts=jnp.full((2, 3), 2.0)))
 
 
@@ -70,7 +81,7 @@ def test_lengths_of_steps_are_not_read_at_padding(layers):
 @pytest.mark.parametrize("rate", [2, np.int64(2), np.float32(2)])
 def test_whole_numbers_are_rates(layers, rate):
     for layer in layers.values():
-        np.testing.assert_array_equal(layer(u, rate=rate), layer(u, rate=2.0))
+        np.testing.assert_array_equal(*results(layer, lambda layer, rate: layer(u, rate=rate), (rate, 2.0)))
 
 
 @pytest.mark.usefixtures("as_a_user")
@@ -104,16 +115,13 @@ def test_another_layers_recurrence(layers):
 
 
 @pytest.mark.usefixtures("as_a_user")
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_a_state_of_another_dtype_is_converted(layers, dtype):
+def test_a_state_of_another_dtype_is_converted(layers):
     for layer in layers.values():
-        state = np.ones(layer.init_state(2).shape, dtype)
+        states = [np.ones(layer.init_state(2).shape, dtype) for dtype in (np.complex64, np.float32, np.int32)]
         for mode in ("auto", "scan"):
-            got = layer(u, state=state, mode=mode, return_state=True)
-            wanted = layer(u, state=state.astype(np.complex64), mode=mode, return_state=True)
-            np.testing.assert_array_equal(got[0], wanted[0])
-            np.testing.assert_array_equal(got[1], wanted[1])
-        np.testing.assert_array_equal(layer.step(u[:, 0], state)[0], layer.step(u[:, 0], state + 0j)[0])
+            call = functools.partial(lambda layer, state, mode: layer(u, state=state, mode=mode), mode=mode)
+            chex.assert_trees_all_equal(*results(layer, call, states))
+        chex.assert_trees_all_equal(*results(layer, lambda layer, state: layer.step(u[:, 0], state), states))
 
 
 @pytest.mark.usefixtures("as_a_user")
@@ -145,12 +153,16 @@ def test_a_complex_state_of_real_modes():
 @pytest.mark.usefixtures("as_a_user")
 def test_whole_numbers_of_numpy_are_sizes():
     eight, four = np.int64(8), np.int64(4)
-    for layer in (S4, S4D, DSS):
-        assert layer(eight, d_state=four, l_max=eight, rngs=nnx.Rngs(0))(jnp.ones((1, 3, 8))).shape == (1, 3, 8)
-    for layer in (S5, LRU):
-        assert layer(eight, d_state=four, rngs=nnx.Rngs(0))(jnp.ones((1, 3, 8))).shape == (1, 3, 8)
-    image = S4ND(eight, d_state=four, l_max=np.array([4, 4]), rngs=nnx.Rngs(0))
-    assert image(jnp.ones((1, 4, 4, 8)), rate=np.array([1.0, 2.0])).shape == (1, 4, 4, 8)
+
+    def outputs(kind, shape, rate=1.0, **options):  # traced only
+        layer = functools.partial(kind, eight, d_state=four, **options)
+        return jax.eval_shape(lambda: layer(rngs=nnx.Rngs(0))(jnp.ones(shape), rate=rate))
+
+    for kind in (S4, S4D, DSS, S5, LRU):
+        length = {} if kind in (S5, LRU) else {"l_max": eight}
+        chex.assert_shape(outputs(kind, (1, 3, 8), **length), (1, 3, 8))
+    image = outputs(S4ND, (1, 4, 4, 8), np.array([1.0, 2.0]), l_max=np.array([4, 4]))
+    chex.assert_shape(image, (1, 4, 4, 8))
 
 
 @pytest.mark.usefixtures("as_a_user")

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from ssmjax.layers import LRU
+from tests.layers import quick
 
 
 def test_initial_values():
@@ -40,9 +41,9 @@ def test_a_rate_of_two_is_two_steps_without_input():
 def test_half_the_samples_at_a_rate_of_two_are_all_samples_of_a_held_input():
     layer = LRU(3, d_state=16, rngs=nnx.Rngs(0))
     half = jnp.asarray(np.random.default_rng(0).standard_normal((2, 20, 3)), jnp.float32)
-    whole = layer(jnp.repeat(half, 2, axis=1))
-    np.testing.assert_allclose(layer(half, rate=2.0), whole[:, 1::2], rtol=1e-4, atol=2e-5)
-    np.testing.assert_allclose(layer(half, dts=jnp.full((2, 20), 2.0)), whole[:, 1::2], rtol=1e-4, atol=2e-5)
+    whole = quick.apply(layer, jnp.repeat(half, 2, axis=1))
+    for options in ({"rate": 2.0}, {"dts": jnp.full((2, 20), 2.0)}):
+        np.testing.assert_allclose(quick.apply(layer, half, **options), whole[:, 1::2], rtol=1e-4, atol=2e-5)
 
 
 def test_stays_stable_whatever_an_update_does():
