@@ -115,8 +115,12 @@ def require_flags(where: str, **flags: object) -> None:
     """
     for name, flag in flags.items():
         if not isinstance(flag, bool | np.bool_):
-            array = f'bool({name}) makes it one; under jax.jit it must be static: jax.jit(f, static_argnames="{name}").'
-            raise bad_argument(where, name, flag, "True or False", array if hasattr(flag, "dtype") else "")
+            remedy = (
+                f'bool({name}) makes it one; under jax.jit it must be static: jax.jit(f, static_argnames="{name}").'
+            )
+            raise bad_argument(
+                where, name, flag, "True or False", "" if flag is None or isinstance(flag, str) else remedy
+            )
 
 
 def as_nonnegative(where: str, argument: str, got: object, *, positive: bool = False, remedy: str = "") -> float:

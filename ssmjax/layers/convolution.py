@@ -262,19 +262,15 @@ class ConvolutionLayer(nnx.Module):
             wanted = f"at most {taps} long, from where on the convolution forgets and a state does not"
             raise errors.bad_shape(where, "u", u, wanted, "Build it with l_max=None.")
         if state is not None:
-            wanted = (u.shape[0], *self._like_state().shape[1:])
+            wanted = (u.shape[0], *jax.eval_shape(lambda: self.init_state(1)).shape[1:])
             check_array(where, "state", state, wanted, f"(b, d, n) = {wanted}", "`init_state(b)` makes one.")
 
     def _as_state(self, state: Any) -> Inexact[jax.Array, "b d n"]:
         """A state in the dtype of this layer's own."""
-        dtype = self._like_state().dtype
-        if jnp.iscomplexobj(state) and not jnp.issubdtype(dtype, jnp.complexfloating):
-            remedy = "`init_state(b)` makes one."
-            raise errors.bad_shape(self._name, "state", state, "real, as its modes are", remedy)
-        return jnp.asarray(state, dtype)
-
-    def _like_state(self) -> jax.ShapeDtypeStruct:
-        return jax.eval_shape(lambda: self.init_state(1))
+        real = getattr(self.kernel, "real", False)
+        if real and jnp.iscomplexobj(state):
+            raise errors.bad_shape(self._name, "state", state, "real, as its modes are", "`init_state(b)` makes one.")
+        return jnp.asarray(state, jnp.float32 if real else jnp.complex64)
 
     def _check_one_direction(self) -> None:
         if self.bidirectional != "none":

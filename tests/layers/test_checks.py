@@ -238,6 +238,7 @@ def test_switches(layers):
     ):
         length = {"l_max": 8} if kind is S4 else {}
         for name in names:
-            for bad in ("no", 1, None):
-                with pytest.raises(ValueError, match=f"^{kind.__name__}: {name} must be True or False, got {bad!r}.$"):
+            for bad, end in (("no", "$"), (1, rf" bool\({name}\) makes it one;"), (None, "$")):
+                message = f"^{kind.__name__}: {name} must be True or False, got {bad!r}.{end}"
+                with pytest.raises(ValueError, match=message):
                     kind(D, **length, **{name: bad}, rngs=nnx.Rngs(0))

@@ -143,6 +143,7 @@ def test_errors():
         (dict(x=None), "x must be an array, got a NoneType"),
         (dict(h0=0.0), "h0 must be a floating or complex array, got a float"),
         (dict(h0=[0.0]), "h0 must be a floating or complex array, got a list"),
+        (dict(reverse=1), "reverse must be True or False, got 1.*static_argnames"),
         (dict(reverse=jnp.array(True)), "reverse must be True or False, got .*static_argnames"),
         (dict(return_state="no"), "return_state must be True or False, got 'no'"),
         (dict(implementation=None), "Unknown implementation None"),

@@ -111,7 +111,7 @@ def test_groups_have_their_own_rate_and_decay():
         ({"peak": 1.0, "steps": 10, "warmup_steps": 10}, "warmup_steps must be at least 0 and less than steps=10"),
         (
             {"peak": 1.0, "steps": 10, "weight_decay": -0.1},
-            "weight_decay must be a finite number.*, got -0.1",
+            "weight_decay must be a finite number, at least 0, got -0.1",
         ),
     ],
 )
