@@ -19,7 +19,7 @@ from einops import rearrange
 
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import Spec, check_arrays, specs
-from ssmjax.layers.state_space import INITIAL_LEAST
+from ssmjax.layers.lti.state_space import INITIAL_LEAST
 
 __all__ = ["LAYOUTS", "KeyTable", "Rule", "check_needed", "check_real_parts"]
 

@@ -1,21 +1,21 @@
 """Flax modules: parameters and their initial values around the pure functions of `ssmjax.ops`."""
 
-from ssmjax.layers.bimamba import BiMamba
-from ssmjax.layers.drop_path import drop_path, drop_path_rates, dropout, shared_dropout
-from ssmjax.layers.dss import DSS
-from ssmjax.layers.gates import Gate
-from ssmjax.layers.lru import LRU
-from ssmjax.layers.mamba import Mamba, MambaState
-from ssmjax.layers.norms import BatchNorm, LayerNorm, RMSNorm, add_norm, make_norm
-from ssmjax.layers.patch_embed import ConvStem, PatchEmbed
-from ssmjax.layers.pooling import pool
+from ssmjax.layers.common.drop_path import drop_path, drop_path_rates, dropout, shared_dropout
+from ssmjax.layers.common.gates import Gate
+from ssmjax.layers.common.norms import BatchNorm, LayerNorm, RMSNorm, add_norm, make_norm
+from ssmjax.layers.common.pooling import pool
+from ssmjax.layers.common.rope import apply_rope, axial_rope_table
+from ssmjax.layers.lti.dss import DSS
+from ssmjax.layers.lti.lru import LRU
+from ssmjax.layers.lti.s4 import S4
+from ssmjax.layers.lti.s4d import S4D
+from ssmjax.layers.lti.s4nd import S4ND
+from ssmjax.layers.lti.s5 import S5
 from ssmjax.layers.registry import LayerEntry, register_layer, registered_layers
-from ssmjax.layers.rope import apply_rope, axial_rope_table
-from ssmjax.layers.s4 import S4
-from ssmjax.layers.s4d import S4D
-from ssmjax.layers.s4nd import S4ND
-from ssmjax.layers.s5 import S5
+from ssmjax.layers.selective.bimamba import BiMamba
+from ssmjax.layers.selective.mamba import Mamba, MambaState
 from ssmjax.layers.sequence_block import SequenceBlock
+from ssmjax.layers.vision.patch_embed import ConvStem, PatchEmbed
 
 __all__ = [
     "DSS",

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax.layers.bimamba import BiMamba
-from ssmjax.layers.dss import DSS
-from ssmjax.layers.gates import Gate
-from ssmjax.layers.lru import LRU
-from ssmjax.layers.mamba import Mamba
-from ssmjax.layers.norms import BatchNorm, LayerNorm, RMSNorm
-from ssmjax.layers.patch_embed import ConvStem, PatchEmbed
-from ssmjax.layers.s4 import S4
-from ssmjax.layers.s4d import S4D
-from ssmjax.layers.s4nd import S4ND
-from ssmjax.layers.s5 import S5
+from ssmjax.layers.common.gates import Gate
+from ssmjax.layers.common.norms import BatchNorm, LayerNorm, RMSNorm
+from ssmjax.layers.lti.dss import DSS
+from ssmjax.layers.lti.lru import LRU
+from ssmjax.layers.lti.s4 import S4
+from ssmjax.layers.lti.s4d import S4D
+from ssmjax.layers.lti.s4nd import S4ND
+from ssmjax.layers.lti.s5 import S5
+from ssmjax.layers.selective.bimamba import BiMamba
+from ssmjax.layers.selective.mamba import Mamba
 from ssmjax.layers.sequence_block import SequenceBlock
+from ssmjax.layers.vision.patch_embed import ConvStem, PatchEmbed
 
 __all__ = ["LayerEntry", "register_layer", "registered_layers"]
 

@@ -9,15 +9,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors
-from ssmjax.layers.checks import known_options
-from ssmjax.layers.dss import DSS, DSSKernel
-from ssmjax.layers.gates import Gate
-from ssmjax.layers.lru import LRU
-from ssmjax.layers.norms import BatchNorm, make_norm
-from ssmjax.layers.s4 import S4, DPLRKernel
-from ssmjax.layers.s4d import S4D, DiagonalKernel
-from ssmjax.layers.s4nd import S4ND
-from ssmjax.layers.s5 import S5
+from ssmjax.layers.common.checks import known_options
+from ssmjax.layers.common.gates import Gate
+from ssmjax.layers.common.norms import BatchNorm, make_norm
+from ssmjax.layers.lti.dss import DSS, DSSKernel
+from ssmjax.layers.lti.lru import LRU
+from ssmjax.layers.lti.s4 import S4, DPLRKernel
+from ssmjax.layers.lti.s4d import S4D, DiagonalKernel
+from ssmjax.layers.lti.s4nd import S4ND
+from ssmjax.layers.lti.s5 import S5
 from ssmjax.shapes import Array, Float, Mask, PRNGKey
 
 __all__ = ["STATE_SPACES", "SequenceBlock", "check_layer_options", "make_state_space"]

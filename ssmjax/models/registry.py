@@ -1,13 +1,14 @@
 """Models by name.
 
-A family is one module under `ssmjax.models`, named in `_FAMILY_MODULES` and imported on first use; on import it
-registers its family (a configuration class and a module class) and its named sizes.
+A family is one module under `ssmjax.models`, found and imported on first use; on import it registers its family (a
+configuration class and a module class) and its named sizes.
 """
 
 import dataclasses
 import fnmatch
 import functools
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,8 +33,6 @@ __all__ = [
     "register_family",
     "register_model",
 ]
-
-_FAMILY_MODULES = ("vim", "sequence_classifier", "sequence_presets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,5 +228,6 @@ def _lookup(name: str) -> Model:
 
 @functools.cache
 def _load_families() -> None:
-    for module in _FAMILY_MODULES:
-        importlib.import_module(f"ssmjax.models.{module}")
+    package = importlib.import_module("ssmjax.models")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"ssmjax.models.{module.name}")

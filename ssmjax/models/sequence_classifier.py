@@ -10,14 +10,14 @@ import numpy as np
 from flax import nnx
 
 from ssmjax import errors
-from ssmjax.layers.checks import check_array, check_lengths, check_mask
-from ssmjax.layers.gates import GateKind, Gelu
-from ssmjax.layers.norms import BatchNorm, make_norm
-from ssmjax.layers.pooling import Pool, pool
-from ssmjax.layers.s4 import L_MAX
+from ssmjax.layers.common.checks import check_array, check_lengths, check_mask
+from ssmjax.layers.common.gates import GateKind, Gelu
+from ssmjax.layers.common.norms import BatchNorm, make_norm
+from ssmjax.layers.common.pooling import Pool, pool
+from ssmjax.layers.common.stack import apply_stack, make_stack
+from ssmjax.layers.common.token_encoder import TokenEncoder
+from ssmjax.layers.lti.s4 import L_MAX
 from ssmjax.layers.sequence_block import SequenceBlock, check_layer_options
-from ssmjax.layers.stack import apply_stack, make_stack
-from ssmjax.layers.token_encoder import TokenEncoder
 from ssmjax.models.config import ComputeDtype, check_fields, frozen_options, require
 from ssmjax.models.registry import Family, register_family
 from ssmjax.shapes import Array, Bool, Float, Int, Mask, PRNGKey

@@ -12,12 +12,12 @@ import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
-from ssmjax.layers.bimamba import BiMamba
-from ssmjax.layers.drop_path import drop_path, drop_path_rates, dropout
-from ssmjax.layers.norms import add_norm, make_norm
-from ssmjax.layers.patch_embed import ConvStem, PatchEmbed
-from ssmjax.layers.rope import apply_rope, axial_rope_table
-from ssmjax.layers.stack import apply_stack, make_stack
+from ssmjax.layers.common.drop_path import drop_path, drop_path_rates, dropout
+from ssmjax.layers.common.norms import add_norm, make_norm
+from ssmjax.layers.common.rope import apply_rope, axial_rope_table
+from ssmjax.layers.common.stack import apply_stack, make_stack
+from ssmjax.layers.selective.bimamba import BiMamba
+from ssmjax.layers.vision.patch_embed import ConvStem, PatchEmbed
 from ssmjax.models.config import ComputeDtype, check_fields, require
 from ssmjax.models.inputs import check_images
 from ssmjax.models.registry import Family, register_family, register_model

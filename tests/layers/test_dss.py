@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from ssmjax.layers import DSS, S4D
-from ssmjax.layers.dss import DSSKernel
+from ssmjax.layers.lti.dss import DSSKernel
 from tests.layers import convolution_oracle as oracle
 from tests.layers import quick
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssmjax.layers import pool
-from ssmjax.layers.padding import as_mask
+from ssmjax.layers.common.padding import as_mask
 
 REDUCE = {"mean": lambda x: x.mean(0), "max": lambda x: x.max(0), "last": lambda x: x[-1]}
 

@@ -9,8 +9,8 @@ from flax import nnx
 
 from ssmjax import ops
 from ssmjax.layers import S4D
-from ssmjax.layers.s4d import DiagonalKernel
-from ssmjax.layers.state_space import TRANSFORMS, Frozen, positive
+from ssmjax.layers.lti.s4d import DiagonalKernel
+from ssmjax.layers.lti.state_space import TRANSFORMS, Frozen, positive
 from tests.layers import convolution_oracle as oracle
 from tests.layers import quick
 

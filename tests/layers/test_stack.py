@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from ssmjax.layers import BatchNorm
-from ssmjax.layers.stack import apply_stack, make_stack
+from ssmjax.layers.common.stack import apply_stack, make_stack
 
 DEPTH = 4
 

@@ -9,7 +9,7 @@ from flax import nnx
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.mapping import KeyTable, Rule
-from ssmjax.layers.lru import LRU
+from ssmjax.layers.lti.lru import LRU
 
 __all__ = ["RULES", "config_from_reference", "convert", "to_reference"]
 

@@ -14,7 +14,7 @@ from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.mapping import KeyTable, Rule
 from ssmjax.checkpoints.s5_outputs import join_outputs, split_outputs
-from ssmjax.layers.s5 import S5
+from ssmjax.layers.lti.s5 import S5
 
 __all__ = ["RULES", "config_from_reference", "convert", "to_reference"]
 

@@ -12,7 +12,7 @@ from flax import nnx
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.mapping import KeyTable, Rule
-from ssmjax.layers.dss import DSS
+from ssmjax.layers.lti.dss import DSS
 
 __all__ = ["VERSIONS", "convert", "layer_arguments", "rules", "to_reference"]
 

@@ -13,8 +13,8 @@ from flax import nnx
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.mapping import KeyTable, Rule, check_real_parts
-from ssmjax.layers.s4 import S4
-from ssmjax.layers.s4d import S4D
+from ssmjax.layers.lti.s4 import S4
+from ssmjax.layers.lti.s4d import S4D
 
 __all__ = ["convert", "layer_arguments", "rules", "to_reference", "upgrade"]
 

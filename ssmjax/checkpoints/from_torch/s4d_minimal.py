@@ -12,7 +12,7 @@ from flax import nnx
 
 from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.mapping import KeyTable, Rule
-from ssmjax.layers.s4d import S4D
+from ssmjax.layers.lti.s4d import S4D
 
 __all__ = ["convert", "layer_arguments", "rules", "to_reference"]
 

@@ -11,7 +11,7 @@ from flax import nnx
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.mapping import KeyTable, Rule, check_needed, check_real_parts
-from ssmjax.layers.s4nd import S4ND
+from ssmjax.layers.lti.s4nd import S4ND
 
 __all__ = ["TABLE", "convert", "layer_arguments", "to_reference"]
 

@@ -13,7 +13,7 @@ from flax import nnx
 from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.mapping import KeyTable, Rule, check_needed
 from ssmjax.checkpoints.s5_outputs import join_outputs, split_outputs
-from ssmjax.layers.s5 import S5
+from ssmjax.layers.lti.s5 import S5
 
 __all__ = ["TABLE", "convert", "layer_arguments", "to_reference"]
 

@@ -12,7 +12,7 @@ from ssmjax import errors
 from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
 from ssmjax.checkpoints.mapping import KeyTable, Rule
 from ssmjax.checkpoints.torch_file import read_torch_file
-from ssmjax.layers.rope import axial_rope_table
+from ssmjax.layers.common.rope import axial_rope_table
 from ssmjax.models import registry
 from ssmjax.models.config import override
 from ssmjax.models.vim import Vim, VimConfig

@@ -13,7 +13,7 @@ from flax import nnx
 
 from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
 from ssmjax.checkpoints.from_torch import s4nd
-from ssmjax.layers.s4nd import S4ND
+from ssmjax.layers.lti.s4nd import S4ND
 from tests.parity.harness import Dump, family
 
 DESCRIPTION = ("module", "B", "shape")

@@ -11,7 +11,7 @@ from flax import nnx
 from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
 from ssmjax.checkpoints.from_flax import annotated_model, s5_model
 from ssmjax.checkpoints.from_torch import s4, s4_model
-from ssmjax.layers.gates import Gate
+from ssmjax.layers.common.gates import Gate
 from ssmjax.models import registry
 from ssmjax.models.sequence_classifier import SequenceConfig
 from tests.parity.harness import Dump, family

@@ -10,10 +10,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import as_float_dtype, as_sizes, check_array, check_options, check_rate
-from ssmjax.layers.convolution import Bidirectional, longest
-from ssmjax.layers.s4 import DPLRKernel
-from ssmjax.layers.s4d import DiagonalKernel
+from ssmjax.layers.common.checks import as_float_dtype, as_sizes, check_array, check_options, check_rate
+from ssmjax.layers.lti.convolution import Bidirectional, longest
+from ssmjax.layers.lti.s4 import DPLRKernel
+from ssmjax.layers.lti.s4d import DiagonalKernel
 from ssmjax.shapes import Array, Float
 
 __all__ = ["S4ND"]

@@ -6,9 +6,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import check_rate, refuse_over
-from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer
-from ssmjax.layers.diagonal_steps import (
+from ssmjax.layers.common.checks import check_rate, refuse_over
+from ssmjax.layers.lti.convolution import Bidirectional, ConvolutionLayer
+from ssmjax.layers.lti.diagonal_steps import (
     EPSILON,
     DiagonalRecurrence,
     carried,
@@ -17,7 +17,7 @@ from ssmjax.layers.diagonal_steps import (
     softmax_epsilon,
     transition_rule,
 )
-from ssmjax.layers.state_space import StateSpaceParameters
+from ssmjax.layers.lti.state_space import StateSpaceParameters
 from ssmjax.shapes import Array, Float, Inexact, Int
 
 __all__ = ["DIAGONAL_RULES", "S4D", "DiagonalKernel"]

@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import block_diagonal_legs
 from ssmjax.init.step_size import log_step_size
-from ssmjax.layers.checks import as_sizes, check_step_range
-from ssmjax.layers.recurrence import Bidirectional, Matrices, ScanLayer
-from ssmjax.layers.state_space import as_complex, positive
+from ssmjax.layers.common.checks import as_sizes, check_step_range
+from ssmjax.layers.lti.recurrence import Bidirectional, Matrices, ScanLayer
+from ssmjax.layers.lti.state_space import as_complex, positive
 from ssmjax.ops.kernels_s4.discretize import Rule, check_rule
 from ssmjax.shapes import Float
 

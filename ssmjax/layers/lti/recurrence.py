@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import (
+from ssmjax.layers.common.checks import (
     as_float_dtype,
     as_sizes,
     check_array,
@@ -23,7 +23,7 @@ from ssmjax.layers.checks import (
     check_real,
     check_tokens,
 )
-from ssmjax.layers.padding import Compaction, compact
+from ssmjax.layers.common.padding import Compaction, compact
 from ssmjax.shapes import Array, Complex, Float, Mask, Tokens
 
 __all__ = ["Bidirectional", "Matrices", "ScanLayer"]

@@ -9,10 +9,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.checks import as_sizes, check_array, check_rate
-from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer, longest
-from ssmjax.layers.dplr_steps import DenseRecurrence, DPLRRecurrence, StepForm, diagonal_form, linear_form
-from ssmjax.layers.state_space import StateSpaceParameters, as_complex, as_real
+from ssmjax.layers.common.checks import as_sizes, check_array, check_rate
+from ssmjax.layers.lti.convolution import Bidirectional, ConvolutionLayer, longest
+from ssmjax.layers.lti.dplr_steps import DenseRecurrence, DPLRRecurrence, StepForm, diagonal_form, linear_form
+from ssmjax.layers.lti.state_space import StateSpaceParameters, as_complex, as_real
 from ssmjax.ops.kernels_s4 import dense
 from ssmjax.shapes import Array, Complex, Float, Int
 

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import _compat, errors, ops
-from ssmjax.layers.checks import (
+from ssmjax.layers.common.checks import (
     as_float_dtype,
     as_sizes,
     check_array,
@@ -29,8 +29,8 @@ from ssmjax.layers.checks import (
     check_real,
     check_tokens,
 )
-from ssmjax.layers.padding import compact
-from ssmjax.layers.recurrence import Bidirectional
+from ssmjax.layers.common.padding import compact
+from ssmjax.layers.lti.recurrence import Bidirectional
 from ssmjax.shapes import Array, Expanded, Float, Inexact, Int, Mask, Tokens
 
 __all__ = ["Bidirectional", "ConvolutionLayer", "Mode", "Recurrence", "longest", "scan"]

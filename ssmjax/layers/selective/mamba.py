@@ -8,8 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.padding import compact
-from ssmjax.layers.selective import MixerSize, branch_parts, projection, scan_inputs, state_log
+from ssmjax.layers.common.padding import compact
+from ssmjax.layers.selective.parts import MixerSize, branch_parts, projection, scan_inputs, state_log
 from ssmjax.shapes import Array, Float, Mask, SegmentIds, Tokens
 
 __all__ = ["Mamba", "MambaState"]

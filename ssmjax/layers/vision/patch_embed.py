@@ -8,7 +8,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ssmjax import errors
-from ssmjax.layers.norms import LayerNorm
+from ssmjax.layers.common.norms import LayerNorm
 from ssmjax.shapes import Array, Float
 
 __all__ = ["ConvStem", "PatchEmbed"]

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors
-from ssmjax.layers.drop_path import shared_dropout
+from ssmjax.layers.common.drop_path import shared_dropout
 from ssmjax.shapes import Array, Float, PRNGKey
 
 __all__ = ["Gate", "GateKind", "Gelu"]

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from ssmjax import errors
 from ssmjax.init.diagonal import state_space
 from ssmjax.init.step_size import inverse_softplus, log_step_size
-from ssmjax.layers.checks import as_sizes, check_step_range
+from ssmjax.layers.common.checks import as_sizes, check_step_range
 from ssmjax.shapes import Array, Complex, Float, Inexact
 
 __all__ = ["TRANSFORMS", "Frozen", "StateSpaceParameters", "as_complex", "as_real", "positive"]

@@ -9,8 +9,8 @@ from jax.typing import DTypeLike
 
 from ssmjax import ops
 from ssmjax.init.diagonal import lru_ring
-from ssmjax.layers.recurrence import Bidirectional, Matrices, ScanLayer
-from ssmjax.layers.state_space import positive
+from ssmjax.layers.lti.recurrence import Bidirectional, Matrices, ScanLayer
+from ssmjax.layers.lti.state_space import positive
 
 __all__ = ["LRU"]
 

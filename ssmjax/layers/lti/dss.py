@@ -12,9 +12,9 @@ from jax.typing import DTypeLike
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import DIAGONALS, diagonal_modes
 from ssmjax.init.step_size import log_step_size
-from ssmjax.layers.checks import as_sizes, check_rate, check_step_range, refuse_over
-from ssmjax.layers.convolution import Bidirectional, ConvolutionLayer, longest
-from ssmjax.layers.diagonal_steps import (
+from ssmjax.layers.common.checks import as_sizes, check_rate, check_step_range, refuse_over
+from ssmjax.layers.lti.convolution import Bidirectional, ConvolutionLayer, longest
+from ssmjax.layers.lti.diagonal_steps import (
     EPSILON,
     DiagonalRecurrence,
     carried,
@@ -23,8 +23,8 @@ from ssmjax.layers.diagonal_steps import (
     softmax_epsilon,
     transition_rule,
 )
-from ssmjax.layers.s4d import DIAGONAL_RULES
-from ssmjax.layers.state_space import as_complex, as_real, positive
+from ssmjax.layers.lti.s4d import DIAGONAL_RULES
+from ssmjax.layers.lti.state_space import as_complex, as_real, positive
 from ssmjax.ops.kernels_s4.discretize import power_sum
 from ssmjax.ops.kernels_s4.pairs import as_pair, reciprocal
 from ssmjax.shapes import Array, Complex, Float, Inexact, Int

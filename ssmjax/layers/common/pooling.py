@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax.errors import unknown_name
-from ssmjax.layers.padding import as_mask
+from ssmjax.layers.common.padding import as_mask
 from ssmjax.shapes import Array, Float, Mask
 
 __all__ = ["Pool", "pool"]

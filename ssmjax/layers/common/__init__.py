@@ -1,0 +1,1 @@
+"""What all layers share: norms, gates, padding, stacks, checks."""

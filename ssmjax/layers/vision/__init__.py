@@ -1,0 +1,1 @@
+"""What image models are made of beside their mixers."""
