@@ -1,12 +1,16 @@
 """Finds reference dumps, lets their family compute the same things with our code, and compares.
 
 A dump is `NAME.npz` with `NAME.json` beside it (whose `family` key says what it is; file names carry no meaning), or a
-folder with `meta.json`. An `.npz` without `.json` is a bundle of op cases, `<case>/{in,out,grad,meta}/<name>`,
-recognised by the names of its inputs. A dump passes if every array under `out/`, `grad/` and `grad_in/` was compared
-and is near enough.
+folder with `meta.json` and `io.npz`. An `.npz` without `.json` is a bundle of op cases,
+`<case>/{in,out,grad,meta}/<name>`, recognised by the names of its inputs. A dump passes if every array under `out/`,
+`grad/` and `grad_in/` was compared and is near enough (`comparison.py`).
+
+The arrays of a folder have plain names, inputs and outputs together: the family says which are its inputs, they come as
+`in/<name>`, and all others are outputs, `out/<name>`. Those of a further file `io_ERA.npz` are `out/ERA/<name>`.
 """
 
 import dataclasses
+import fnmatch
 import json
 import math
 from collections import defaultdict
@@ -15,15 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.parity.comparison import TOLERANCES, compare, relative_error
+
 __all__ = ["Dump", "Result", "bundle", "check", "compare", "discover", "family", "relative_error", "select"]
 
-TOLERANCES = {"out/": 1e-4, "grad/": 1e-3, "grad_in/": 1e-3}
-"""What is compared, by the beginning of its name, and the largest relative error that passes."""
-
 SECTIONS = (*TOLERANCES, "param/", "param0/", "in/", "meta/")
-
-FLOOR = 1e-6
-"""Arrays smaller than this are compared by absolute size: where a gradient is zero, ours may be noise of up to 1e-9."""
 
 SHOWN = 5
 """How many of a dump's problems its line names."""
@@ -40,11 +40,13 @@ class Dump:
         family: Which of its implementations it was.
         config: The original's own constructor arguments.
         arrays: `param/...`, `in/...`, `out/...`, `grad/...` and `grad_in/...`.
+        folder: Where a dump lies that is a folder, with the weights in `hf/`; None for the others.
     """
 
     family: str
     config: Mapping[str, object]
     arrays: Mapping[str, np.ndarray]
+    folder: Path | None = None
 
     def section(self, start: str) -> dict[str, np.ndarray]:
         """The arrays whose names begin so, without that beginning."""
@@ -103,14 +105,22 @@ class Bundle:
 
 
 families: dict[str, Run] = {}
+folder_inputs: dict[str, tuple[str, ...]] = {}
 bundles: dict[str, Bundle] = {}
 
 
-def family(*names: str) -> Callable[[Run], Run]:
-    """Registers what computes the dumps of these families."""
+def family(*names: str, inputs: Sequence[str] = ()) -> Callable[[Run], Run]:
+    """Registers what computes the dumps of these families.
+
+    Args:
+        *names: The families.
+        inputs: Of folders: which of their arrays are inputs, as patterns such as `"*.input_ids"`. All others are
+            outputs, and each of them must be compared.
+    """
 
     def register(run: Run) -> Run:
         families.update(dict.fromkeys(names, run))
+        folder_inputs.update(dict.fromkeys(names, tuple(inputs)))
         return run
 
     return register
@@ -172,66 +182,44 @@ def check(path: Path, name: str) -> Result:
     return Result(name, errors, problems)
 
 
-def compare(
-    theirs: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray], exempt: str | None = None
-) -> tuple[dict[str, float], list[str]]:
-    """Compares arrays by name.
-
-    Args:
-        theirs: Every output and gradient of the dump.
-        ours: What our code computed.
-        exempt: The ending of names that are not to be compared, if there are such.
-
-    Returns:
-        The relative error of each array that was compared, and what was wrong: too large an error, NaN, another shape,
-        an array left uncompared, nothing compared at all.
-    """
-    errors, problems = {}, []
-    for name, want in theirs.items():
-        if exempt and name.endswith(exempt):
-            continue
-        if name not in ours:
-            problems.append(f"{name} was not compared")
-            continue
-        got = np.asarray(ours[name])
-        if got.shape != want.shape:
-            problems.append(f"{name}: shape {got.shape}, theirs {want.shape}")
-            continue
-        errors[name] = relative_error(got, want)
-        tolerance = next(limit for start, limit in TOLERANCES.items() if name.startswith(start))
-        if not errors[name] <= tolerance:  # so written, NaN fails
-            problems.append(f"{name}: {errors[name]:.1e} > {tolerance:.0e}")
-    if not errors:
-        problems.append("nothing was compared")
-    return errors, problems
-
-
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """max|ours - theirs| / max(1e-6, max|theirs|), NaN if either holds one; 0 for an empty array."""
-    kind = np.complex128 if np.iscomplexobj(ours) or np.iscomplexobj(theirs) else np.float64
-    ours, theirs = np.asarray(ours, kind), np.asarray(theirs, kind)
-    with np.errstate(invalid="ignore"):  # infinities make it NaN, which fails
-        return float(np.max(np.abs(ours - theirs), initial=0.0) / max(FLOOR, np.max(np.abs(theirs), initial=0.0)))
-
-
 def _load(path: Path) -> Iterator[tuple[str, Run, Dump]]:
     """Each dump in a file (bundles hold many), with what computes it and a prefix for its names in the report."""
     if path.is_dir():
         meta = json.loads((path / "meta.json").read_text())
-        yield "", _family_of(meta), Dump(meta["family"], {**meta, "folder": path}, {})
+        run, patterns = _family_of(meta), folder_inputs.get(meta["family"], ())
+        yield "", run, Dump(meta["family"], _configuration(meta), _folder_arrays(path, patterns), path)
         return
     description = path.with_suffix(".json")
     meta = json.loads(description.read_text()) if description.is_file() else None
     run = None if meta is None else _family_of(meta)
-    with path.with_suffix(".npz").open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = _read(path.with_suffix(".npz"))
     if run is not None:
         _check_sections(arrays)
-        yield "", run, Dump(meta["family"], {k: v for k, v in meta.items() if k not in ("family", "values")}, arrays)
+        yield "", run, Dump(meta["family"], _configuration(meta), arrays)
         return
     for case, content in _cases(arrays).items():
         op = _bundle_of(content)
         yield f"{case}#", op.run, Dump(op.name, {}, content)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _configuration(meta: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in meta.items() if name not in ("family", "values")}
+
+
+def _folder_arrays(folder: Path, inputs: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of a folder under `in/` and `out/`, by the patterns of what are inputs."""
+    arrays = {}
+    for path in [folder / "io.npz", *sorted(folder.glob("io_*.npz"))]:
+        era = path.stem.removeprefix("io").removeprefix("_")
+        for name, x in _read(path).items():
+            given = any(fnmatch.fnmatchcase(name, pattern) for pattern in inputs)
+            arrays[f"{'in' if given else 'out'}/{era + '/' if era else ''}{name}"] = x
+    return arrays
 
 
 def _family_of(meta: object) -> Run:

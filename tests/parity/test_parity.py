@@ -13,9 +13,8 @@ DUMPS = harness.discover(GOLDEN)
 
 
 def test_there_are_dumps_of_every_family():
-    descriptions = [
-        json.loads(path.with_suffix(".json").read_text()) for path in DUMPS if path.with_suffix(".json").is_file()
-    ]
+    described = [path / "meta.json" if path.is_dir() else path.with_suffix(".json") for path in DUMPS]
+    descriptions = [json.loads(path.read_text()) for path in described if path.is_file()]
     assert {description["family"] for description in descriptions} == set(harness.families)
     assert len(DUMPS) - len(descriptions) == len(harness.bundles)
 
