@@ -1,4 +1,4 @@
-"""How arrays are compared: floats by relative error, integers exactly, greedily chosen tokens where the choice was clear.
+"""How arrays are compared: floats by relative error, integers exactly, and greedy tokens where the choice was clear.
 
 A greedy token is the argmax of logits, and two implementations may choose differently where the two largest are nearly
 equal. So the tokens of a row (`greedy`, `left_greedy`, `image.greedy_a`) are compared one by one while its margins are
