@@ -1,6 +1,7 @@
-"""Pure functions of arrays: the scans and convolutions that the layers are built of."""
+"""Pure functions of arrays: the scans, convolutions and the attention that the layers are built of."""
 
 from ssmjax.ops import scan_order
+from ssmjax.ops.attention import KVCache, append_keys, attention, attention_weights, empty_cache
 from ssmjax.ops.backend import Implementation, registered_ops, report, use_implementation
 from ssmjax.ops.causal_conv1d import causal_conv1d
 from ssmjax.ops.fft_conv import fft_conv, fft_conv_nd, separable_kernel, two_sided_kernel
@@ -20,12 +21,17 @@ from ssmjax.ops.separable_conv import separable_conv
 
 __all__ = [
     "Implementation",
+    "KVCache",
+    "append_keys",
     "apply_order",
+    "attention",
+    "attention_weights",
     "causal_conv1d",
     "diagonal_power",
     "discretize",
     "dplr_kernel",
     "dplr_matrices",
+    "empty_cache",
     "fft_conv",
     "fft_conv_nd",
     "linear_scan",

@@ -31,7 +31,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Implementation = Literal["auto", "reference", "xla", "pallas_triton", "pallas_mosaic", "pallas_tpu"]
+Implementation = Literal["auto", "reference", "xla", "cudnn", "pallas_triton", "pallas_mosaic", "pallas_tpu"]
 """The names an `implementation=` argument takes."""
 
 Support = str | None
@@ -96,7 +96,7 @@ def registered_ops() -> tuple[Op, ...]:
 
     >>> import ssmjax.ops
     >>> [op.name for op in ssmjax.ops.registered_ops()][:2]
-    ['apply_order', 'causal_conv1d']
+    ['apply_order', 'attention']
     """
     return tuple(_ops[name] for name in sorted(_ops))
 

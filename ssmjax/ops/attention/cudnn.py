@@ -1,0 +1,57 @@
+"""Fused attention on NVIDIA GPUs, `jax.nn.dot_product_attention` through cuDNN: nothing of size (l m) is stored."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ssmjax.ops.attention.xla import attention_xla
+
+__all__ = ["attention_cudnn", "supports"]
+
+MOST = 128
+"""The widest head that cuDNN takes on every GPU it runs on."""
+
+
+def attention_cudnn(q, k, v, causal, scale):
+    """Returns the outputs (b l h p); on another platform than CUDA the same call runs in XLA's form."""
+    fused = functools.partial(jax.nn.dot_product_attention, scale=scale, is_causal=causal, implementation="cudnn")
+    l, m = q.shape[1], k.shape[1]
+
+    def plain(q, k, v):
+        allowed = (jnp.arange(m)[None] <= jnp.arange(l)[:, None])[None, None] if causal else None
+        return attention_xla(q, k, v, allowed, None, scale)
+
+    return jax.lax.platform_dependent(q, k, v, cuda=fused, default=plain)
+
+
+def supports(q, k, v, *, causal: bool, plain: bool) -> str | None:
+    """None if cuDNN takes the call, else the condition that failed.
+
+    Args:
+        q: The queries.
+        k: The keys.
+        v: The values.
+        causal: Whether a query sees only the keys before it.
+        plain: Whether there is no mask, no segment, no bias and no offset.
+    """
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or not q.dtype == k.dtype == v.dtype:
+        return f"cuDNN takes bfloat16 or float16, not {q.dtype}"
+    if not plain or (causal and q.shape[1] != k.shape[1]):
+        return "masks, segments, key biases and caches go through XLA"
+    if q.shape[-1] > MOST or q.shape[-1] % 8:
+        return f"a head must be at most {MOST} wide, a multiple of 8, not {q.shape[-1]}"
+    if min(q.shape[0], q.shape[1], k.shape[1]) == 0:
+        return "the call is empty"
+    return _device_lacks()
+
+
+@functools.cache
+def _device_lacks() -> str | None:
+    """The platform does not tell the compute capability, so the devices are asked once."""
+    if jax.default_backend() != "gpu":
+        return "there is no NVIDIA GPU"
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    if capability is None or float(capability) < 8.0:
+        return f"the GPU's compute capability is {capability}, below 8.0"
+    return None

@@ -1,0 +1,37 @@
+"""Attention in XLA: two matrix products around a softmax in float32, with grouped heads and without copies of keys."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+__all__ = ["attention_xla", "weights_xla"]
+
+
+def weights_xla(q, k, allowed, bias, scale):
+    """Returns the weights (b g r l m) in float32, where head `g r` reads the keys of group `g`."""
+    real = jnp.promote_types(q.dtype, jnp.float32)
+    grouped = rearrange(q, "b l (g r) p -> b l g r p", g=k.shape[2])
+    logits = jnp.einsum("blgrp,bmgp->bgrlm", grouped, k.astype(q.dtype), preferred_element_type=real) * scale
+    if bias is not None:
+        logits = logits + _by_group(bias, k.shape[2]).astype(real)
+    if allowed is not None:
+        logits = jnp.where(_by_group(allowed, k.shape[2]), logits, -jnp.inf)
+    # A row without any key has no peak and no sum: its weights are zero rather than NaN.
+    peak = jax.lax.stop_gradient(logits.max(-1, keepdims=True, initial=-jnp.inf))
+    weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
+    total = weights.sum(-1, keepdims=True)
+    return weights / jnp.where(total == 0, 1.0, total)
+
+
+def attention_xla(q, k, v, allowed, bias, scale):
+    """Returns the outputs (b l h p) in the dtype of `q`."""
+    weights = weights_xla(q, k, allowed, bias, scale)
+    y = jnp.einsum("bgrlm,bmgp->blgrp", weights.astype(v.dtype), v, preferred_element_type=weights.dtype)
+    return rearrange(y, "b l g r p -> b l (g r) p").astype(q.dtype)
+
+
+def _by_group(x, groups):
+    """Splits the head axis of (b h l m) into groups; one of size 1 is for all heads."""
+    if x.shape[1] == 1:
+        return x[:, :, None]
+    return rearrange(x, "b (g r) l m -> b g r l m", g=groups)
