@@ -15,6 +15,7 @@ from ssmjax.layers.registry import LayerEntry, register_layer, registered_layers
 from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.selective.mamba import Mamba, MambaState
 from ssmjax.layers.sequence_block import SequenceBlock
+from ssmjax.layers.vision.local_conv import LocalConv
 from ssmjax.layers.vision.patch_embed import ConvStem, PatchEmbed
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Gate",
     "LayerEntry",
     "LayerNorm",
+    "LocalConv",
     "Mamba",
     "MambaState",
     "PatchEmbed",

@@ -109,7 +109,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, UnionType):
         return any(_fits(value, arg) for arg in args)
     if origin is tuple:
-        return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
+        hints = (args[0],) * len(value) if args[-1:] == (...,) and isinstance(value, tuple) else args
+        return isinstance(value, tuple) and len(value) == len(hints) and all(map(_fits, value, hints))
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
     if hint is int:
@@ -124,7 +125,7 @@ def _describe(hint: Any) -> str:
     if origin in (typing.Union, UnionType):
         return " or ".join(map(_describe, args))
     if origin is tuple:
-        return f"({', '.join(map(_describe, args))})"
+        return f"a tuple, each {_describe(args[0])}" if args[-1:] == (...,) else f"({', '.join(map(_describe, args))})"
     return (
         "None"
         if hint is NoneType
