@@ -6,6 +6,7 @@ from ssmjax.data.batches import ArrayBatches, Batches, eval_array_batches, eval_
 from ssmjax.data.images import IMAGE_SETS, ImageData, load_images, resize_images
 from ssmjax.data.sequences import SequenceData, fixed_permutation, pixel_sequences, sequence_data
 from ssmjax.data.spoken import load_spoken_digits
+from ssmjax.data.tokens import TokenBatches, eval_token_batches
 
 __all__ = [
     "IMAGE_SETS",
@@ -15,9 +16,11 @@ __all__ = [
     "DataUnavailable",
     "ImageData",
     "SequenceData",
+    "TokenBatches",
     "augment",
     "eval_array_batches",
     "eval_batches",
+    "eval_token_batches",
     "fixed_permutation",
     "load_images",
     "load_spoken_digits",

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from ssmjax.layers import BatchNorm
-from ssmjax.layers.common.stack import apply_stack, make_stack
+from ssmjax.layers.common.stack import apply_stack, in_pattern_order, make_stack
 
 DEPTH = 4
 
@@ -91,3 +91,125 @@ def test_what_is_only_read_is_not_written(unroll):
     run = jax.jit(lambda x: apply_stack(stack, lambda x, block, _: block(x), x, unroll=unroll))
     assert run(jnp.ones((5, 3))).shape == (5, 3)
     assert stack.mean[...] is before
+
+
+# -------------------------------------------------------------------------------------- slices, outputs and patterns
+
+
+def residual(x, block, values):
+    x = jnp.tanh(block(x if values is None else x + values))
+    return x, x
+
+
+@pytest.mark.parametrize("options", [{}, {"unroll": True}, {"remat": True}])
+def test_outputs_of_a_slice_reach_later_blocks(options):
+    """Long skips: the hidden states of the first half, in reverse, are added in the second."""
+    stack, x = make(), jnp.ones((2, 3))
+    first, second, third, fourth = (lambda x, b=block: jnp.tanh(b(x)) for block in blocks(stack))
+    a = first(x)
+    b = second(a)
+    c = third(b + b)
+    d = fourth(c + a)
+
+    def run(stack, x):
+        middle, hidden = apply_stack(stack, residual, x, stop=2, outputs=True, **options)
+        return apply_stack(stack, residual, middle, hidden[::-1], start=2, outputs=True, **options)
+
+    chex.assert_trees_all_close(run(stack, x), (d, jnp.stack([c, d])), atol=1e-6)
+    definition, state = nnx.split(stack)
+    gradient = jax.grad(lambda state: run(nnx.merge(definition, state), x)[0].sum())(state)
+    chex.assert_tree_all_finite(gradient)
+    assert all(float(jnp.abs(row).sum()) > 0 for row in jax.tree.leaves(gradient)[0])
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_an_empty_slice_returns_its_input(unroll):
+    x, outputs = apply_stack(make(), residual, jnp.ones((2, 3)), start=4, outputs=True, unroll=unroll)
+    assert (x == 1).all() and outputs.shape == (0, 2, 3)
+
+
+def test_outputs_of_groups():
+    def step(x, pair, values):
+        x = pair[1](pair[0](x))
+        return x, x.sum()
+
+    _, sums = apply_stack(make(), step, jnp.ones((2, 3)), group=2, outputs=True)
+    assert sums.shape == (2,)
+
+
+class Scale(nnx.Module):
+    """A second kind of block."""
+
+    def __init__(self, rngs):
+        self.scale = nnx.Param(jax.random.normal(rngs.params(), (3,)))
+
+    def __call__(self, x):
+        return x * self.scale[...][None]
+
+
+def make_kinds(pattern):
+    builders = {"w": lambda rngs: nnx.Linear(3, 3, rngs=rngs), "s": Scale}
+    return {kind: make_stack(builders[kind], pattern.count(kind), nnx.Rngs(1)) for kind in dict.fromkeys(pattern)}
+
+
+def each_block(stacks, pattern):
+    """The blocks of a pattern, one by one."""
+    seen = dict.fromkeys(stacks, 0)
+    for kind in pattern:
+        definition, state = nnx.split(stacks[kind])
+        yield kind, nnx.merge(definition, jax.tree.map(lambda x, i=seen[kind]: x[i], state))
+        seen[kind] += 1
+
+
+@pytest.mark.parametrize("options", [{}, {"unroll": True}, {"start": 1, "stop": -1}])
+@pytest.mark.parametrize("pattern", ["wswswsw", "wwwssss", "wwsws", "wwww", "s"])
+def test_a_pattern_equals_a_loop(pattern, options):
+    stacks, x = make_kinds(pattern), jnp.ones((2, 3))
+    chosen = pattern[slice(options.get("start"), options.get("stop"))]
+    shifts = {kind: jnp.arange(1.0, 1 + chosen.count(kind)) for kind in stacks if kind == "w"}
+    expected, hidden, seen = x, [], 0
+    for kind, block in list(each_block(stacks, pattern))[slice(options.get("start"), options.get("stop"))]:
+        seen += kind == "w"
+        expected = jnp.tanh(block(expected + (seen if kind == "w" else 0)))
+        hidden.append(expected)
+    got, outputs = apply_stack(stacks, residual, x, shifts, pattern=pattern, outputs=True, **options)
+    chex.assert_trees_all_close(got, expected, atol=1e-6)
+    assert {kind: len(out) for kind, out in outputs.items()} == {k: chosen.count(k) for k in dict.fromkeys(chosen)}
+    if hidden:
+        chex.assert_trees_all_close(in_pattern_order(outputs, chosen), jnp.stack(hidden), atol=1e-6)
+
+
+def test_a_pattern_is_one_scan_over_its_repetitions():
+    stacks = make_kinds("wws" * 5)
+    jaxpr = jax.make_jaxpr(lambda x: apply_stack(stacks, lambda x, b, _: b(x), x, pattern="wws" * 5))(jnp.ones((2, 3)))
+    (scan,) = [equation for equation in jaxpr.eqns if equation.primitive.name == "scan"]
+    assert scan.params["length"] == 5
+
+
+def test_statistics_of_a_slice_are_written_back(key):
+    x, stack = 1 + jax.random.normal(key, (5, 3)), make_with_statistics()
+    before = stack.mean[...]
+    apply_stack(stack, lambda x, block, _: block(x, train=True), x, start=1, stop=3)
+    changed = (stack.mean[...] != before).any(axis=1)
+    assert changed.tolist() == [False, True, False, False] or changed.tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": 3}, "group must be a divisor of the 4 blocks"),
+        ({"per_block": jnp.zeros(3)}, "per_block must be arrays with a leading axis of 4"),
+        ({"per_block": jnp.zeros(4), "stop": 2}, "leading axis of 2"),
+    ],
+)
+def test_what_does_not_fit_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        apply_stack(make(), residual, jnp.ones((2, 3)), outputs=True, **options)
+
+
+def test_a_pattern_must_fit_its_stacks():
+    stacks = make_kinds("wws")
+    with pytest.raises(ValueError, match="pattern must be as many blocks as the stacks have"):
+        apply_stack(stacks, residual, jnp.ones((2, 3)), pattern="wss")
+    with pytest.raises(ValueError, match="group must be 1 with a pattern"):
+        apply_stack(stacks, residual, jnp.ones((2, 3)), pattern="wws", group=3)

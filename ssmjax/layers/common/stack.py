@@ -1,10 +1,12 @@
 """Deep stacks of equal blocks: parameters stacked on a leading axis, and one `lax.scan` over them.
 
-A block is traced and compiled once, whatever the depth. A loop would build and compile each block on its own.
+A block is traced and compiled once, whatever the depth. A loop would build and compile each block on its own. Blocks of
+several kinds have one stack for each kind, and a pattern says in which order they follow one another.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,7 @@ from flax import nnx
 
 from ssmjax import errors
 
-__all__ = ["apply_stack", "make_stack"]
-
-Carry = TypeVar("Carry")
+__all__ = ["apply_stack", "in_pattern_order", "make_stack"]
 
 
 def make_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -34,62 +34,243 @@ def make_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: n
 
 
 def apply_stack(
-    stack: nnx.Module,
-    step: Callable[[Carry, Any, Any], Carry],
-    carry: Carry,
+    stack: nnx.Module | Mapping[str, nnx.Module],
+    step: Callable[[Any, Any, Any], Any],
+    carry: Any,
     per_block: Any = None,
     *,
+    pattern: Sequence[str] | None = None,
+    start: int = 0,
+    stop: int | None = None,
     group: int = 1,
+    outputs: bool = False,
     unroll: bool = False,
     remat: bool = False,
-) -> Carry:
-    """Runs a carry through the blocks of a stack.
+) -> Any:
+    """Runs a carry through the blocks of a stack, or through some of them.
 
     Args:
-        stack: From `make_stack`.
+        stack: From `make_stack`. With a `pattern`, one stack for each kind of block, by the kind's name.
         step: `step(carry, block, values) -> carry`. With `group > 1`, it gets lists of `group` blocks and of their
             values. What it changes of a block's variables that are no parameters, such as the statistics of a batch
             norm, is written back to the stack.
         carry: What the first block gets; a tree of arrays whose shapes and dtypes no block changes.
-        per_block: A tree of arrays with a leading axis of the stack's depth: what a block gets beside the carry, such
-            as a key.
-        group: How many consecutive blocks one step takes; divides the depth.
+        per_block: A tree of arrays with a leading axis of the number of blocks that are run: what a block gets beside
+            the carry, such as a key, a cache or the hidden state of an earlier block. With a `pattern`, one tree for
+            each kind of block, by its name; a kind that is left out gets None.
+        pattern: The kind of each block, from the first to the last, such as `("mamba", "mamba", "attention") * 4`.
+            Where it repeats, one scan runs over the repetitions; else there is a scan for each run of equal blocks.
+        start: The first block to run.
+        stop: The block before which to stop; None runs to the last.
+        group: How many consecutive blocks one step takes; divides the number of blocks. It needs a single kind.
+        outputs: Whether `step` returns `(carry, output)`; the outputs of all blocks are then returned, too.
         unroll: A Python loop in place of the scan: a faster run where the compiler gains from seeing all blocks, at a
             compile time that grows with the depth.
         remat: Whether the backward pass recomputes a block's inside from its input, which saves memory and costs a
             forward.
 
     Returns:
-        The carry after the last block.
+        The carry after the last block. With `outputs`, the carry and the outputs, on a new leading axis in the order of
+        the blocks (one for each group); with a `pattern`, a dictionary of such trees by kind.
+
+    Raises:
+        ValueError: The pattern does not fit the stacks, the group does not divide the blocks, or `per_block` has
+            another leading axis.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> stack = make_stack(lambda rngs: nnx.Linear(3, 3, rngs=rngs), 4, nnx.Rngs(0))
+    >>> def step(x, block, skip):
+    ...     x = block(x if skip is None else x + skip)
+    ...     return x, x
+    >>> x, hidden = apply_stack(stack, step, jnp.ones((2, 3)), stop=2, outputs=True)
+    >>> x, more = apply_stack(stack, step, x, hidden[::-1], start=2, outputs=True)
+    >>> more.shape
+    (2, 2, 3)
     """
-    errors.require_flags("apply_stack", unroll=unroll, remat=remat)
-    definition, parameters, rest = nnx.split(stack, nnx.Param, ...)
-    written = False
+    errors.require_flags("apply_stack", outputs=outputs, unroll=unroll, remat=remat)
+    kinds = {kind: _Kind(*nnx.split(module, nnx.Param, ...)) for kind, module in _by_kind(stack, pattern).items()}
+    whole = ("",) * kinds[""].depth if pattern is None else tuple(pattern)
+    _check_pattern(whole, kinds, group)
+    first, last, _ = slice(start, stop).indices(len(whole))
+    chosen = whole[first:last]
+    values = {"": per_block} if pattern is None else {kind: (per_block or {}).get(kind) for kind in kinds}
+    _check_values(values, chosen, group)
+    done = {kind: whole[:first].count(kind) for kind in kinds}  # how many blocks of a kind come before
+    taken = dict.fromkeys(kinds, 0)
+    runner = _Runner(kinds, step, group, outputs, unroll, remat)
+    changed: dict[str, list[Any]] = {kind: [] for kind in kinds}
+    collected: dict[str, list[Any]] = {kind: [] for kind in kinds}
+    for unit, repeats in _segments(chosen, group if pattern is None else None):
+        pieces = {}
+        for kind in dict.fromkeys(unit):
+            count = repeats * unit.count(kind)
+            own = _rows((kinds[kind].parameters, kinds[kind].rest), done[kind] + taken[kind], count)
+            pieces[kind] = (*own, _rows(values[kind], taken[kind], count))
+            taken[kind] += count
+        carry, new, out = runner.run(carry, unit, repeats, pieces)
+        for kind in new:
+            changed[kind].append(new[kind])
+            collected[kind].append(out[kind])
+    if runner.written:  # not otherwise: a function that only reads a model may be jitted with the model in its closure
+        for kind, module in _by_kind(stack, pattern).items():
+            if changed[kind]:
+                _write(module, kinds[kind].rest, _joined(changed[kind]), done[kind])
+    if not outputs:
+        return carry
+    results = {kind: _joined(out) for kind, out in collected.items() if out}
+    return carry, results[""] if pattern is None else results
 
-    def run(carry, slices):
-        nonlocal written
-        each = [jax.tree.map(lambda x, i=i: x[i], slices) for i in range(group)]
-        before = jax.tree.leaves([own_rest for _, own_rest, _ in each])  # here, as a merged block may share them
-        blocks = [nnx.merge(definition, own_parameters, own_rest) for own_parameters, own_rest, _ in each]
-        values = [own_values for *_, own_values in each]
-        carry = step(carry, blocks, values) if group > 1 else step(carry, blocks[0], values[0])
-        changed = [nnx.split(block, nnx.Param, ...)[2] for block in blocks]
-        written |= any(new is not old for new, old in zip(jax.tree.leaves(changed), before, strict=True))
-        return carry, jax.tree.map(lambda *x: jnp.stack(x), *changed)
 
-    if remat:
-        run = jax.checkpoint(
-            run, prevent_cse=unroll
-        )  # inside a scan nothing can be merged back, so no barrier is needed
-    slices = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), (parameters, rest, per_block))
-    if not unroll:
-        carry, changed = jax.lax.scan(run, carry, slices)
-    else:
-        pieces = []
-        for i in range(len(jax.tree.leaves(slices)[0])):
-            carry, piece = run(carry, jax.tree.map(lambda x, i=i: x[i], slices))
-            pieces.append(piece)
-        changed = jax.tree.map(lambda *x: jnp.stack(x), *pieces)
-    if written:  # not otherwise: a function that only reads a model may be jitted with the model in its closure
-        nnx.update(stack, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), changed))
-    return carry
+def in_pattern_order(outputs: Mapping[str, Any], pattern: Sequence[str]) -> Any:
+    """Puts outputs of several kinds of blocks in the order of the blocks, where all kinds have alike outputs.
+
+    Args:
+        outputs: From `apply_stack` with a pattern: by kind, trees with a leading axis of the kind's blocks.
+        pattern: The kinds of the blocks that were run, in order.
+
+    Returns:
+        One such tree for all blocks.
+
+    >>> import jax.numpy as jnp
+    >>> in_pattern_order({"a": jnp.array([1, 3]), "b": jnp.array([2])}, "aba").tolist()
+    [1, 2, 3]
+    """
+    seen = dict.fromkeys(outputs, 0)
+    ordered = []
+    for kind in pattern:
+        ordered.append(jax.tree.map(lambda x, i=seen[kind]: x[i], outputs[kind]))
+        seen[kind] += 1
+    return jax.tree.map(lambda *x: jnp.stack(x), *ordered)
+
+
+class _Kind(NamedTuple):
+    """A stack of one kind of block, taken apart."""
+
+    definition: Any
+    parameters: Any
+    rest: Any
+
+    @property
+    def depth(self) -> int:
+        return len(jax.tree.leaves((self.parameters, self.rest))[0])
+
+
+class _Runner:
+    """Runs one scan after another, and remembers whether a step has changed a variable."""
+
+    def __init__(self, kinds: Mapping[str, _Kind], step, group: int, outputs: bool, unroll: bool, remat: bool):
+        self.kinds, self.step, self.group, self.outputs = kinds, step, group, outputs
+        self.unroll, self.remat = unroll, remat
+        self.written = False
+
+    def run(self, carry: Any, unit: Sequence[str], repeats: int, pieces: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        """Runs `unit` so many times; returns the carry, the variables and the outputs by kind."""
+
+        def run(carry, slices):
+            carry, changed, outputs = self._unit(carry, unit, slices)
+            return carry, (changed, outputs)
+
+        if self.remat:  # inside a scan nothing can be merged back, so no barrier is needed
+            run = jax.checkpoint(run, prevent_cse=self.unroll)
+        slices = {}
+        for kind, piece in pieces.items():
+            shape = repeats, unit.count(kind)
+            slices[kind] = jax.tree.map(lambda x, shape=shape: x.reshape(*shape, *x.shape[1:]), piece)
+        if not self.unroll or repeats == 0:
+            carry, results = jax.lax.scan(run, carry, slices, length=repeats)
+        else:
+            each = []
+            for i in range(repeats):
+                carry, result = run(carry, jax.tree.map(lambda x, i=i: x[i], slices))
+                each.append(result)
+            results = jax.tree.map(lambda *x: jnp.stack(x), *each)
+        changed, outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+        return carry, changed, outputs
+
+    def _unit(self, carry: Any, unit: Sequence[str], slices: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        """One pass over the blocks of a unit."""
+        seen = dict.fromkeys(slices, 0)
+        blocks, values, before = [], [], []
+        for kind in unit:
+            own = jax.tree.map(lambda x, i=seen[kind]: x[i], slices[kind])
+            seen[kind] += 1
+            parameters, rest, value = own
+            before.append(jax.tree.leaves(rest))  # here, as a merged block may share them
+            blocks.append(nnx.merge(self.kinds[kind].definition, parameters, rest))
+            values.append(value)
+        results: dict[str, list[Any]] = {kind: [] for kind in slices}
+        if self.group > 1:
+            carry = self._call(carry, blocks, values, results[unit[0]])
+        else:
+            for kind, block, value in zip(unit, blocks, values, strict=True):
+                carry = self._call(carry, block, value, results[kind])
+        changed: dict[str, list[Any]] = {kind: [] for kind in slices}
+        for kind, block, old in zip(unit, blocks, before, strict=True):
+            rest = nnx.split(block, nnx.Param, ...)[2]
+            self.written |= any(new is not x for new, x in zip(jax.tree.leaves(rest), old, strict=True))
+            changed[kind].append(rest)
+        stacked = [
+            {kind: jax.tree.map(lambda *x: jnp.stack(x), *trees) for kind, trees in each.items()}
+            for each in (changed, results)
+        ]
+        return carry, *stacked
+
+    def _call(self, carry: Any, block: Any, values: Any, results: list[Any]) -> Any:
+        returned = self.step(carry, block, values)
+        carry, output = returned if self.outputs else (returned, None)
+        results.append(output)
+        return carry
+
+
+def _by_kind(stack: Any, pattern: Sequence[str] | None) -> Mapping[str, nnx.Module]:
+    return {"": stack} if pattern is None else stack
+
+
+def _segments(chosen: Sequence[str], group: int | None) -> list[tuple[Sequence[str], int]]:
+    """Cuts a pattern into units and how often each is repeated."""
+    if group is not None:
+        return [(("",) * group, len(chosen) // group)]
+    count = len(chosen)
+    period = next((p for p in range(1, count) if chosen[p:] == chosen[:-p]), count)
+    if count and count >= 2 * period:
+        repeats, left = divmod(count, period)
+        return [(chosen[:period], repeats), *([(chosen[count - left :], 1)] if left else [])]
+    return [((kind,), len(list(run))) for kind, run in itertools.groupby(chosen)]
+
+
+def _rows(tree: Any, first: int, count: int) -> Any:
+    return jax.tree.map(lambda x: x if len(x) == count else x[first : first + count], tree)
+
+
+def _joined(trees: list[Any]) -> Any:
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
+
+
+def _write(module: nnx.Module, old: Any, new: Any, first: int) -> None:
+    """Writes variables back to the blocks that have changed them."""
+
+    def put(x: jax.Array, rows: jax.Array) -> jax.Array:
+        return rows if len(rows) == len(x) else jnp.concatenate([x[:first], rows, x[first + len(rows) :]])
+
+    nnx.update(module, jax.tree.map(put, old, new))
+
+
+def _check_pattern(whole: Sequence[str], kinds: Mapping[str, _Kind], group: int) -> None:
+    depths = {kind: own.depth for kind, own in kinds.items()}
+    counts = {kind: whole.count(kind) for kind in dict.fromkeys((*depths, *whole))}
+    if counts != depths:
+        raise errors.bad_argument("apply_stack", "pattern", counts, f"as many blocks as the stacks have, {depths}")
+    if group > 1 and len(kinds) > 1:
+        raise errors.bad_argument("apply_stack", "group", group, "1 with a pattern", "A step takes one block of it.")
+
+
+def _check_values(values: Mapping[str, Any], chosen: Sequence[str], group: int) -> None:
+    if len(chosen) % group:
+        raise errors.bad_argument("apply_stack", "group", group, f"a divisor of the {len(chosen)} blocks that are run")
+    for kind, tree in values.items():
+        for x in jax.tree.leaves(tree):
+            if x.shape[:1] != (chosen.count(kind),):
+                name = f"per_block[{kind!r}]" if kind else "per_block"
+                wanted = f"arrays with a leading axis of {chosen.count(kind)}, the blocks that are run"
+                raise errors.bad_shape("apply_stack", name, x, wanted)
