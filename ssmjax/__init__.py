@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssmjax import ops
     from ssmjax.checkpoints.hub import load_pretrained, save_pretrained
-    from ssmjax.models.registry import create_model, list_models, model_config
+    from ssmjax.factory import create_model
+    from ssmjax.models.registry import list_models, model_config
     from ssmjax.models.summary import summary
     from ssmjax.ops.backend import use_implementation
 
@@ -33,7 +34,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "create_model": "ssmjax.models.registry",
+    "create_model": "ssmjax.factory",
     "list_models": "ssmjax.models.registry",
     "load_pretrained": "ssmjax.checkpoints.hub",
     "model_config": "ssmjax.models.registry",

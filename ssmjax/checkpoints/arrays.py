@@ -1,5 +1,6 @@
 """A model's arrays under dotted names, and the safetensors bytes of such a dictionary."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,9 +9,20 @@ import ml_dtypes
 import numpy as np
 from flax import nnx, traverse_util
 
-__all__ = ["check_arrays", "model_arrays", "read_safetensors", "set_model_arrays", "specs", "write_safetensors"]
+__all__ = [
+    "Spec",
+    "aligned_empty",
+    "check_arrays",
+    "model_arrays",
+    "read_safetensors",
+    "set_model_arrays",
+    "specs",
+    "write_safetensors",
+]
 
 Spec = jax.ShapeDtypeStruct
+
+_ALIGNMENT = 64  # bytes; XLA's on a CPU
 
 # Read here and not by `safetensors.numpy.load`, which knows no bfloat16.
 _DTYPES = {
@@ -64,6 +76,19 @@ def set_model_arrays(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
 def specs(arrays: Mapping[str, Any]) -> dict[str, Spec]:
     """The shape and dtype of each array."""
     return {name: Spec(x.shape, x.dtype) for name, x in arrays.items()}
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array to be filled, at an address that jax takes over on a CPU, without a copy.
+
+    >>> aligned_empty((2, 3), np.float32).ctypes.data % _ALIGNMENT
+    0
+    """
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def check_arrays(where: str, found: Mapping[str, Any], wanted: Mapping[str, Spec], remedy: str = "") -> None:

@@ -1,6 +1,6 @@
 """Saved models for people: a folder with weights, a configuration and checksums, on disk or on the Hugging Face hub.
 
-    config.json          {"format": 1, "model": family, "name": ..., "config": {...}, "ssmjax_version": ...}
+    config.json          {"format": 1, "model": family, "package": ..., "name": ..., "config": {...}, ...}
     model.safetensors    every variable under its dotted path
     manifest.json        {"config.json": {"sha256": ..., "bytes": ...}, "model.safetensors": {...}}
 
@@ -8,7 +8,7 @@ safetensors alone loads a file with a flipped bit as if nothing were wrong; here
 verified.
 """
 
-import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -31,9 +31,9 @@ from ssmjax.checkpoints.arrays import (
     specs,
     write_safetensors,
 )
-from ssmjax.checkpoints.resize import resize_pos_embed
 from ssmjax.models import registry
-from ssmjax.models.config import override
+from ssmjax.models.adapt import adapt_head
+from ssmjax.models.config import as_json, from_json, override
 
 __all__ = ["load_pretrained", "save_pretrained"]
 
@@ -67,11 +67,13 @@ def save_pretrained(model: nnx.Module, path: str | Path, *, name: str | None = N
 
     path = Path(path).absolute()
     _check_replaceable(path)
+    family = registry.get_family(registry.family_of(model.config))
     description = {
         "format": FORMAT,
-        "model": registry.family_of(model.config),
+        "model": family.name,
+        "package": family.package,
         "name": name,
-        "config": dataclasses.asdict(model.config),
+        "config": as_json(model.config),
         "ssmjax_version": __version__,
     }
     files = {CONFIG: _json_bytes(description), WEIGHTS: write_safetensors(model_arrays(model))}
@@ -123,10 +125,15 @@ def load_pretrained(path_or_hub_id: str | Path, *, seed: int = 0, **overrides: A
     config = override(saved, overrides, f"load_pretrained({str(path_or_hub_id)!r})")
     arrays = read_safetensors(files[WEIGHTS], str(folder / WEIGHTS))
     check_arrays(str(folder / WEIGHTS), arrays, specs(model_arrays(_abstract(family, saved))))
+    hooks = registry.get_family(family)
     if config != saved:
-        arrays = _adapt(arrays, family, saved, config, seed)
+        fresh = functools.cache(lambda: model_arrays(registry.build(family, config, seed=seed)))
+        arrays = (hooks.adapt or adapt_head)(arrays, saved, config, fresh)
     model = _abstract(family, config)  # without values, which now come
-    remedy = "Only num_classes and img_size may change a shape; train a fresh model with create_model for the others."
+    remedy = (
+        f"Only {' and '.join(hooks.adapts) or 'nothing'} may change a shape; train a fresh model with create_model for "
+        "the others."
+    )
     check_arrays(f"load_pretrained with {overrides}", arrays, specs(model_arrays(model)), remedy)
     _check_dependencies(f"load_pretrained({str(path_or_hub_id)!r})", saved, config)
     set_model_arrays(model, arrays)
@@ -141,28 +148,6 @@ def _check_dependencies(where: str, saved: Any, config: Any) -> None:
             made = f"{made_for[name]!r}, which the saved parameters are made for"
             remedy = f"Load the model as it was saved, or train a fresh one with {name}={wanted[name]!r}."
             raise errors.bad_argument(where, name, wanted[name], made, remedy)
-
-
-def _adapt(arrays: Mapping[str, Any], family: str, saved: Any, config: Any, seed: int) -> dict[str, Any]:
-    """Saved arrays for a changed configuration: a new head, other position embeddings; all else as it was."""
-    arrays = dict(arrays)
-    if getattr(saved, "num_classes", None) != getattr(config, "num_classes", None):
-        logger.info("New head: %d outputs instead of %d, re-initialized.", config.num_classes, saved.num_classes)
-        fresh = model_arrays(registry.build(family, config, seed=seed))
-        arrays = {name: x for name, x in arrays.items() if not name.startswith("head.")}
-        arrays |= {name: x for name, x in fresh.items() if name.startswith("head.")}
-    if "pos_embed" in arrays and _moved(saved, config):
-        logger.info("Position embeddings interpolated from %s to %s patches.", saved.grid, config.grid)
-        arrays["pos_embed"] = resize_pos_embed(
-            arrays["pos_embed"], saved.grid, config.grid, saved.class_positions, config.class_positions
-        )
-    return arrays
-
-
-def _moved(saved: Any, config: Any) -> bool:
-    """Whether the same kinds of tokens stand elsewhere: another grid, or another place of the class token."""
-    old, new = saved.class_positions, config.class_positions
-    return len(old) == len(new) and (saved.grid, old) != (config.grid, new)
 
 
 def _abstract(family: str, config: Any) -> nnx.Module:
@@ -210,16 +195,31 @@ def _read_config(data: bytes, path: Path) -> tuple[str, Any]:
             "install that version or a newer one."
         )
     known = {"format": int, "model": str, "name": (str, type(None)), "config": dict, "ssmjax_version": str}
+    description = {"package": "ssmjax"} | description  # which the files of the first versions lack
+    known["package"] = str
     for key in description.keys() | known.keys():
         if key not in known:
             raise ValueError(f"{path}: {errors.unknown_name('field', key, list(known))}")
         if not isinstance(description.get(key), known[key]):
             raise ValueError(f"{path}: field {key!r} is missing or of a wrong type: {description.get(key)!r}.")
-    family = registry.get_family(description["model"])
+    family = _family(description["model"], description["package"], path)
     try:
-        return family.name, override(family.config(), description["config"], "config")
+        return family.name, from_json(family.config, description["config"], "config")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _family(name: str, package: str, path: Path) -> registry.Family:
+    """The family that a saved model names, or an error that says which package brings it."""
+    try:
+        return registry.get_family(name)
+    except ValueError as error:
+        if package in ("ssmjax", ""):
+            raise
+        raise ValueError(
+            f"{path}: a {name!r} model of the package {package!r}, which is not imported. Import it first "
+            f"(`import {package}`), so that it registers its models; or install it, if it is not there."
+        ) from error
 
 
 def _json_object(data: bytes, path: Path) -> dict[str, Any]:

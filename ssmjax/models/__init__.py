@@ -1,6 +1,24 @@
 """Models: layers and a configuration each, found by name through the registry."""
 
-from ssmjax.models.registry import create_model, list_models, model_config, register_model
+from ssmjax.models.family import Family, HFLayout
+from ssmjax.models.registry import (
+    create_model,
+    get_family,
+    list_models,
+    model_config,
+    register_family,
+    register_model,
+)
 from ssmjax.models.summary import summary
 
-__all__ = ["create_model", "list_models", "model_config", "register_model", "summary"]
+__all__ = [
+    "Family",
+    "HFLayout",
+    "create_model",
+    "get_family",
+    "list_models",
+    "model_config",
+    "register_family",
+    "register_model",
+    "summary",
+]

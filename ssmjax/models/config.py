@@ -1,4 +1,8 @@
-"""Configurations: frozen dataclasses whose fields are checked when they are made, long before anything is compiled."""
+"""Configurations: frozen dataclasses whose fields are checked when they are made, long before anything is compiled.
+
+A field may be a number, a string, a `Literal`, a tuple (`tuple[int, int]`, `tuple[float, ...]`), another configuration,
+a tuple of those, or a union of such. All of that goes through JSON and comes back equal, by `as_json` and `from_json`.
+"""
 
 import dataclasses
 import typing
@@ -10,38 +14,89 @@ import numpy as np
 
 from ssmjax import errors
 
-__all__ = ["ComputeDtype", "check_fields", "frozen_options", "override", "require"]
+__all__ = ["ComputeDtype", "as_json", "check_fields", "from_json", "frozen_options", "override", "require"]
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 """What a model computes in; parameters, norms, scans, the residual stream and the logits are float32 in any case."""
 
 Config = TypeVar("Config")
 
+CLASS = "config_class"
+"""The key under which JSON names the class of a nested configuration where a field may have one of several."""
+
 
 def check_fields(config: Any) -> None:
     """Checks every field of a configuration against its annotation. To be called from `__post_init__`.
 
-    An int stands for a float, and a list of integers (as JSON has it) becomes a tuple. Configurations are decorated
-    with `typing.no_type_check`, so that the tests' run-time type checks do not come before these, whose messages are
-    for people.
+    An int stands for a float, a list (as JSON has it) for a tuple, and a dictionary for a nested configuration.
+    Configurations are decorated with `typing.no_type_check`, so that the tests' run-time type checks do not come before
+    these, whose messages are for people.
 
     Raises:
         ValueError: A field's value does not fit; the message names the field.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Tower:
+    ...     depths: tuple[int, ...] = (2, 2)
+    ...     __post_init__ = check_fields
+    >>> Tower([1, 3])
+    Tower(depths=(1, 3))
     """
     for field in dataclasses.fields(config):
-        value, hint = getattr(config, field.name), field.type
-        if isinstance(value, list):
-            value = tuple(value)
-        if not _fits(value, hint):
-            raise errors.bad_argument(type(config).__name__, field.name, value, _describe(hint))
-        if (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and float in (hint, *get_args(hint))
-            and int not in get_args(hint)
-        ):
-            value = float(value)
+        if isinstance(field.type, str):
+            raise TypeError(
+                f"{type(config).__name__}: the annotation of {field.name} is text. Remove `from __future__ import "
+                "annotations` from the configuration's module."
+            )
+        value = _coerced(getattr(config, field.name), field.type)
+        if not _fits(value, field.type):
+            raise errors.bad_argument(type(config).__name__, field.name, value, _describe(field.type))
         object.__setattr__(config, field.name, value)
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A configuration as a dictionary that JSON holds, nested configurations included.
+
+    Args:
+        config: A configuration.
+
+    >>> from ssmjax.models.vim import VimConfig
+    >>> as_json(VimConfig(img_size=(32, 64)))["img_size"]
+    [32, 64]
+    """
+    content = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        content[field.name] = _plain_json(value, len(_classes(field.type)) > 1)
+    return content
+
+
+def from_json(kind: type[Config], content: Mapping[str, Any], where: str) -> Config:
+    """A configuration from such a dictionary. A field that it lacks takes its default.
+
+    Args:
+        kind: The configuration class.
+        content: Values by field name.
+        where: Who asks, for the message.
+
+    Raises:
+        ValueError: A field is unknown, with the near names; or one is missing, or a value does not fit.
+
+    >>> from ssmjax.models.vim import VimConfig
+    >>> from_json(VimConfig, {"img_size": [32, 64]}, "example").grid
+    (2, 4)
+    """
+    content = {name: value for name, value in content.items() if name != CLASS}
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    _check_names(content, known, where)
+    required = [
+        field.name
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in required if name not in content]:
+        raise ValueError(f"{where}: {', '.join(missing)} must be given, as {kind.__name__} has no default for it.")
+    return kind(**content)
 
 
 def frozen_options(where: str, field: str, options: Any) -> tuple[tuple[str, Any], ...]:
@@ -85,7 +140,7 @@ def override(config: Config, changes: Mapping[str, Any], where: str) -> Config:
 
     Args:
         config: A configuration.
-        changes: New values by field name.
+        changes: New values by field name. A dictionary is a change of a nested configuration.
         where: Who asks, for the message.
 
     Raises:
@@ -95,11 +150,55 @@ def override(config: Config, changes: Mapping[str, Any], where: str) -> Config:
     >>> override(VimConfig(), {"depth": 2}, "example").depth
     2
     """
-    known = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
-    for name in changes:
+    changes = dict(changes)
+    _check_names(changes, [field.name for field in dataclasses.fields(config)], where)  # type: ignore[arg-type]
+    for name, value in changes.items():
+        nested = getattr(config, name)
+        named = value.get(CLASS) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping) and _is_config(nested) and named in (None, type(nested).__name__):
+            inner = {key: each for key, each in value.items() if key != CLASS}
+            changes[name] = override(nested, inner, f"{where}: {name}")
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _check_names(given: Mapping[str, Any], known: list[str], where: str) -> None:
+    for name in given:
         if name not in known:
             raise ValueError(f"{where}: {errors.unknown_name('option', name, known)}")
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _is_config(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _classes(hint: Any) -> list[type]:
+    """The configuration classes that an annotation names."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return [hint]
+    return [kind for arg in get_args(hint) for kind in _classes(arg)]
+
+
+def _plain_json(value: Any, named: bool) -> Any:
+    if _is_config(value):
+        return ({CLASS: type(value).__name__} if named else {}) | as_json(value)
+    return [_plain_json(each, named) for each in value] if isinstance(value, tuple) else value
+
+
+def _coerced(value: Any, hint: Any) -> Any:
+    """What JSON holds in place of a value of the annotation's type, as that; anything else as it is."""
+    origin, args = get_origin(hint), get_args(hint)
+    value = tuple(value) if isinstance(value, list) else value
+    if origin in (typing.Union, UnionType):
+        tries = [_coerced(value, arg) for arg in args]
+        fitting = [each for each, arg in zip(tries, args, strict=True) if _fits(each, arg)]
+        # What changes nothing is preferred: 3 stays an integer where both integers and floats are allowed.
+        return min(fitting, key=lambda each: repr(each) != repr(value), default=value)
+    if origin is tuple and isinstance(value, tuple):
+        hints = (args[0],) * len(value) if args[-1:] == (Ellipsis,) else args
+        return tuple(map(_coerced, value, hints)) if len(hints) == len(value) else value
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_json(hint, value, hint.__name__) if value.get(CLASS) in (None, hint.__name__) else value
+    return float(value) if hint is float and _fits(value, int) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -109,8 +208,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, UnionType):
         return any(_fits(value, arg) for arg in args)
     if origin is tuple:
-        hints = (args[0],) * len(value) if args[-1:] == (...,) and isinstance(value, tuple) else args
-        return isinstance(value, tuple) and len(value) == len(hints) and all(map(_fits, value, hints))
+        if args[-1:] == (Ellipsis,):
+            return isinstance(value, tuple) and all(_fits(each, args[0]) for each in value)
+        return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
     if hint is int:
@@ -124,8 +224,12 @@ def _describe(hint: Any) -> str:
         return " or ".join(map(repr, args))
     if origin in (typing.Union, UnionType):
         return " or ".join(map(_describe, args))
+    if origin is tuple and args[-1:] == (Ellipsis,):
+        return f"a tuple, each {_describe(args[0])}"
     if origin is tuple:
-        return f"a tuple, each {_describe(args[0])}" if args[-1:] == (...,) else f"({', '.join(map(_describe, args))})"
+        return f"({', '.join(map(_describe, args))})"
+    if _classes(hint):
+        return f"a {hint.__name__}"
     return (
         "None"
         if hint is NoneType

@@ -1,11 +1,24 @@
-"""What every image model checks of its input, so that a wrong layout is one clear message."""
+"""What every image model takes, and checks of its input, so that a wrong layout is one clear message."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from ssmjax import errors
 from ssmjax.shapes import Array
 
-__all__ = ["check_images"]
+__all__ = ["check_images", "image_inputs"]
+
+
+def image_inputs(config: Any, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The hook `inputs` of a family of image models, whose configurations have a `size` and `in_channels`.
+
+    >>> from ssmjax.models.vim import VimConfig
+    >>> image_inputs(VimConfig(img_size=32), 4)["images"].shape
+    (4, 32, 32, 3)
+    """
+    return {"images": jax.ShapeDtypeStruct((batch, *config.size, config.in_channels), jnp.float32)}
 
 
 def check_images(where: str, images: Array, size: tuple[int, int], channels: int) -> None:

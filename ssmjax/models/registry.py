@@ -1,16 +1,22 @@
 """Models by name.
 
 A family is one module under `ssmjax.models`, found and imported on first use; on import it registers its family (a
-configuration class and a module class) and its named sizes.
+configuration class, a module class and hooks, see `Family`) and its named sizes. A module of another package registers
+in the same way, by `register_family` and `register_model`; its names are known once it is imported. An installed
+package may name that module as an entry point, and then it is imported where a name is not known otherwise:
+
+    [project.entry-points."ssmjax.families"]
+    my_package = "my_package.models"
 """
 
-import dataclasses
 import fnmatch
 import functools
 import importlib
+import importlib.metadata
+import logging
 import pkgutil
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,58 +25,51 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors
 from ssmjax.models.config import override
+from ssmjax.models.family import Family, HFLayout, Model
 
 __all__ = [
     "Family",
+    "HFLayout",
     "Model",
     "build",
     "create_model",
     "families",
     "family_of",
     "get_family",
+    "hf_layouts",
     "list_models",
     "model_config",
     "register_family",
     "register_model",
 ]
 
+logger = logging.getLogger(__name__)
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """A kind of model.
+ENTRY_POINTS = "ssmjax.families"
 
-    Attributes:
-        name: Its name, which a saved model carries.
-        config: The configuration class, a frozen dataclass.
-        build: `build(config, rngs=...)`, usually the module class.
-        input_shape: `input_shape(config, batch)`, the shape of an input: what summaries and registry-wide tests feed.
-        tiny: Configuration fields that make any of its models small enough to run in a test.
-        input_dtype: `input_dtype(config)`, the dtype of that input: int32 for a model of tokens.
-    """
-
-    name: str
-    config: type
-    build: Callable[..., nnx.Module]
-    input_shape: Callable[[Any, int], tuple[int, ...]]
-    tiny: Mapping[str, Any]
-    input_dtype: Callable[[Any], DTypeLike] = lambda config: jnp.float32
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A named size: the name, its family's name, and the configuration."""
-
-    name: str
-    family: str
-    config: Any
-
+Found = TypeVar("Found")
 
 _families: dict[str, Family] = {}
 _models: dict[str, Model] = {}
 
 
 def register_family(family: Family) -> None:
-    """Adds a family."""
+    """Adds a family, of this package or of any other.
+
+    Args:
+        family: What the library needs to know about it.
+
+    Raises:
+        ValueError: The name or the configuration class is taken by another family.
+
+    >>> register_family(get_family("vim"))  # once more, as when a notebook's cell is run again
+    """
+    for other in _families.values():
+        # A module that is executed twice (a notebook's cell) registers its family anew.
+        same = (family.name, _full_name(family.config)) == (other.name, _full_name(other.config))
+        if not same and (family.name == other.name or family.config is other.config):
+            wanted = f"another name and configuration class than those of {other.name!r}, which {other.package} has"
+            raise errors.bad_argument("register_family", "family", family.name, wanted)
     _families[family.name] = family
 
 
@@ -97,10 +96,9 @@ def create_model(
     num_classes: int | None = None,
     seed: int = 0,
     dtype: DTypeLike | None = None,
-    pretrained: str | None = None,
     **overrides: Any,
 ) -> nnx.Module:
-    """Builds a model by name, with fresh or with saved parameters.
+    """Builds a model by name, with fresh parameters; `ssmjax.create_model` loads saved ones, too.
 
     Args:
         name: One of `list_models()`, such as `"vim_tiny"`.
@@ -108,9 +106,8 @@ def create_model(
         seed: Determines the initial parameters.
         dtype: What to compute in, `"float32"` (the default of all named sizes), `"bfloat16"` or `"float16"`. Parameters
             and logits are float32 in any case.
-        pretrained: A folder written by `save_pretrained`, or a name on the Hugging Face hub: its parameters are loaded,
-            and its configuration is used in place of the named size's.
-        **overrides: Further fields of the family's configuration, such as `img_size=32` or `depth=4`.
+        **overrides: Further fields of the family's configuration, such as `img_size=32` or `depth=4`. A dictionary is a
+            change of a nested configuration.
 
     Returns:
         A Flax NNX module with a `config`.
@@ -127,17 +124,7 @@ def create_model(
     if dtype is not None:
         overrides["dtype"] = jnp.dtype(dtype).name
     entry = _lookup(name)
-    if pretrained is None:
-        return build(entry.family, override(entry.config, overrides, f"create_model({name!r})"), seed=seed)
-    from ssmjax.checkpoints import hub  # here, because checkpoints stand above models and are not needed otherwise
-
-    model = hub.load_pretrained(pretrained, seed=seed, **overrides)
-    if family_of(model.config) != entry.family:
-        raise ValueError(
-            f"create_model: {pretrained!r} holds a {family_of(model.config)} model, and {name!r} is a {entry.family} "
-            "model. Give a name of its own family, or use load_pretrained."
-        )
-    return model
+    return build(entry.family, override(entry.config, overrides, f"create_model({name!r})"), seed=seed)
 
 
 def build(family: str, config: Any, *, seed: int = 0) -> nnx.Module:
@@ -168,7 +155,7 @@ def build(family: str, config: Any, *, seed: int = 0) -> nnx.Module:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that `create_model` takes, sorted.
+    """The names that `create_model` takes, sorted: those of this package, and those of other packages once imported.
 
     Args:
         pattern: A shell pattern, such as `"vim*"`.
@@ -195,10 +182,7 @@ def get_family(name: str) -> Family:
     Raises:
         ValueError: There is none of that name.
     """
-    _load_families()
-    if name not in _families:
-        raise errors.unknown_name("model family", name, sorted(_families))
-    return _families[name]
+    return _find("model family", name, _families)
 
 
 def families() -> tuple[Family, ...]:
@@ -219,11 +203,55 @@ def family_of(config: Any) -> str:
     raise errors.bad_argument("family_of", "config", config, "a configuration of a registered family")
 
 
+def hf_layouts(family: Family) -> tuple[HFLayout, ...]:
+    """The forms of the Hugging Face hub that a family is read from; the first is the one that is written.
+
+    >>> hf_layouts(get_family("vim"))
+    ()
+    """
+    layouts = family.hf
+    if isinstance(layouts, str):  # of a converter, which stands above the models: imported when it is needed
+        module, _, attribute = layouts.partition(":")
+        layouts = getattr(importlib.import_module(module), attribute)
+    if layouts is None:
+        return ()
+    return (layouts,) if isinstance(layouts, HFLayout) else tuple(layouts)
+
+
+def load_plugins() -> bool:
+    """Imports the modules that installed packages name as entry points; False if there was nothing left to import.
+
+    >>> load_plugins() in (True, False)
+    True
+    """
+    loaded = False
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        if entry.value not in _plugins:
+            _plugins.add(entry.value)
+            logger.info("Importing %s, the models of the package %s.", entry.value, entry.name)
+            entry.load()
+            loaded = True
+    return loaded
+
+
+_plugins: set[str] = set()
+
+
 def _lookup(name: str) -> Model:
+    return _find("model", name, _models)
+
+
+def _find(kind: str, name: str, entries: Mapping[str, Found]) -> Found:
     _load_families()
-    if name not in _models:
-        raise errors.unknown_name("model", name, sorted(_models))
-    return _models[name]
+    if name not in entries and isinstance(name, str):
+        load_plugins()
+    if name not in entries:
+        raise errors.unknown_name(kind, name, sorted(entries))
+    return entries[name]
+
+
+def _full_name(thing: type) -> tuple[str, str]:
+    return thing.__module__, thing.__qualname__
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """A table of what a model is made of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ssmjax.models.flops import count_flops
+from ssmjax.models.registry import family_of, get_family
 
 __all__ = ["count_parameters", "summary"]
 
@@ -21,16 +22,21 @@ def count_parameters(model: nnx.Module) -> int:
     return sum(row[-1] for row in _rows(model))
 
 
-def summary(model: nnx.Module, input_shape: Sequence[int], input_dtype: Any = jnp.float32) -> str:
+def summary(
+    model: nnx.Module,
+    input_shape: Sequence[int] | Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    input_dtype: Any = jnp.float32,
+) -> str:
     """A table of a model's parameters by module, with the output shape, totals and an estimate of the operations.
 
     Nothing is computed: the model is only traced. Stacked blocks show the number of blocks as the first axis of a
     shape.
 
     Args:
-        model: Any Flax NNX module that is called with one array.
-        input_shape: The shape of an input, batch included.
-        input_dtype: Its dtype.
+        model: Any Flax NNX module.
+        input_shape: The shape of an input, batch included, for a model that is called with one array; or the arguments
+            of a call by name, each a `jax.ShapeDtypeStruct`; or None, for one input as the model's family has it.
+        input_dtype: The dtype of the one input.
 
     Returns:
         The table, lines of text.
@@ -44,11 +50,15 @@ def summary(model: nnx.Module, input_shape: Sequence[int], input_dtype: Any = jn
     9 parameters (0.0 MB), 0.0 million floating-point operations for a forward pass of this shape
     """
     definition, state = nnx.split(model)
+    if input_shape is None:
+        input_shape = get_family(family_of(model.config)).inputs(model.config, 1)
+    named = isinstance(input_shape, Mapping)
+    x = dict(input_shape) if named else jax.ShapeDtypeStruct(tuple(input_shape), input_dtype)
 
     def run(state, x):
-        return nnx.merge(definition, state)(x)
+        called = nnx.merge(definition, state)
+        return called(**x) if named else called(x)
 
-    x = jax.ShapeDtypeStruct(tuple(input_shape), input_dtype)
     out = jax.eval_shape(run, state, x)
     rows = _rows(model)
     total = sum(number for *_, number in rows)
@@ -86,5 +96,6 @@ def _shape(leaf: Any) -> str:
     return f"({', '.join(map(str, leaf.shape))})"
 
 
-def _array(x: Any) -> str:
-    return f"{_shape(x)} {x.dtype}"
+def _array(tree: Any) -> str:
+    """The shapes and dtypes of an array, or of all that a tree holds."""
+    return ", ".join(f"{_shape(x)} {x.dtype}" for x in jax.tree.leaves(tree))

@@ -18,8 +18,9 @@ from ssmjax.layers.common.rope import apply_rope, axial_rope_table
 from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.vision.patch_embed import ConvStem, PatchEmbed
+from ssmjax.models.adapt import adapt_images
 from ssmjax.models.config import ComputeDtype, check_fields, require
-from ssmjax.models.inputs import check_images
+from ssmjax.models.inputs import check_images, image_inputs
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.shapes import Array, Float, PRNGKey, Tokens
 
@@ -383,13 +384,14 @@ register_family(
         "vim",
         VimConfig,
         Vim,
-        input_shape=lambda config, batch: (batch, *config.size, config.in_channels),
+        inputs=image_inputs,
+        adapt=adapt_images,
+        adapts=("num_classes", "img_size"),
         tiny={"num_classes": 5, "img_size": 16, "patch_size": 8, "d_model": 16, "depth": 2, "d_state": 4},
     )
 )
-register_model("vim_tiny", "vim", VimConfig())
-register_model("vim_small", "vim", VimConfig(d_model=384))
-register_model("vim_base", "vim", VimConfig(d_model=768))
+for _name, _width in (("vim_tiny", 192), ("vim_small", 384), ("vim_base", 768)):
+    register_model(_name, "vim", VimConfig(d_model=_width))
 # Ours, for 32-pixel images and machines of two cores.
 register_model(
     "vim_nano",

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import ssmjax
 from ssmjax.checkpoints import hub
 from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
 from ssmjax.checkpoints.hub import CONFIG, MANIFEST, WEIGHTS, load_pretrained, save_pretrained
-from ssmjax.checkpoints.resize import resize_pos_embed
 from ssmjax.models import registry
+from ssmjax.models.adapt import resize_pos_embed
 from ssmjax.models.sequence_classifier import SequenceConfig
 from ssmjax.models.vim import VimConfig
 from tests.layers import quick
@@ -314,7 +315,7 @@ def test_a_length_that_parameters_are_not_made_for_may_change(tmp_path):
 
 
 def test_create_model_loads_by_path(model, saved):
-    assert_same(model, registry.create_model("vim_tiny", pretrained=str(saved)))
+    assert_same(model, ssmjax.create_model("vim_tiny", pretrained=str(saved)))
 
 
 class TestResize:

@@ -1,6 +1,7 @@
 """Every registered model: shapes and dtypes at full size, values at a tiny size; and the registry's messages."""
 
 import dataclasses
+from typing import no_type_check
 
 import chex
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 
 import ssmjax
 from ssmjax.models import registry
+from ssmjax.models.config import check_fields
 from tests.layers import quick
 
 NAMES = ssmjax.list_models()
@@ -164,3 +166,86 @@ def test_a_name_is_not_redefined_and_a_config_is_checked():
         register_model("vim_other", "vimm", VimConfig())
     with pytest.raises(ValueError, match="config must be a VimConfig"):
         register_model("vim_other", "vim", {"depth": 1})
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers is gone after it."""
+    registry.families()  # so that those of the package are there before
+    monkeypatch.setattr(registry, "_families", dict(registry._families))
+    monkeypatch.setattr(registry, "_models", dict(registry._models))
+    monkeypatch.setattr(registry, "_plugins", set())
+
+
+@no_type_check
+@dataclasses.dataclass(frozen=True)
+class TwoInputsConfig:
+    width: int = 3
+    num_classes: int = 2
+    __post_init__ = check_fields
+
+
+class TwoInputs(nnx.Module):
+    def __init__(self, config, *, rngs):
+        self.config = config
+        self.head = nnx.Linear(config.width, config.num_classes, rngs=rngs)
+
+    def __call__(self, left, right):
+        return {"logits": self.head(left) + self.head(right)}
+
+
+def two_inputs(config, batch):
+    return {name: jax.ShapeDtypeStruct((batch, config.width), jnp.float32) for name in ("left", "right")}
+
+
+def family(**fields):
+    return registry.Family(**({"name": "two", "config": TwoInputsConfig, "build": TwoInputs} | fields))
+
+
+def test_a_family_of_another_package(own_registry):
+    registry.register_family(family(inputs=two_inputs))
+    registry.register_model("two_small", "two", TwoInputsConfig())
+    assert ssmjax.list_models("two*") == ["two_small"]
+    model = ssmjax.create_model("two_small", num_classes=5)
+    text = ssmjax.summary(model)
+    assert "(1, 3) float32, (1, 3) float32 -> (1, 5) float32" in text and "20 parameters" in text
+    entry = registry.get_family("two")
+    assert entry.package == __name__.partition(".")[0]
+    assert (entry.input_shape(model.config, 4), entry.input_dtype(model.config)) == ((4, 3), jnp.float32)
+
+
+def test_the_inputs_of_a_family_with_one_array():
+    entry = registry.get_family("sequence_classifier")
+    config = ssmjax.model_config("s5_classifier_text")
+    (name, spec), *others = entry.inputs(config, 2).items()
+    assert (name, spec.shape, spec.dtype, others) == ("inputs", (2, 64), jnp.int32, [])
+    assert entry.input_dtype(config) == jnp.int32
+
+
+def test_a_family_or_class_is_not_taken_over(own_registry):
+    registry.register_family(family(inputs=two_inputs))
+    registry.register_family(family(inputs=two_inputs, adapts=()))  # a notebook's cell once more
+    assert registry.get_family("two").adapts == ()
+    with pytest.raises(ValueError, match="family must be another name and configuration class than those of 'vim'"):
+        registry.register_family(family(name="vim", inputs=two_inputs))
+    with pytest.raises(ValueError, match="than those of 'two'"):
+        registry.register_family(family(name="three", inputs=two_inputs))
+    with pytest.raises(ValueError, match="Family: inputs must be a function"):
+        family()
+
+
+def test_an_entry_point_is_imported_where_a_name_is_not_known(own_registry, monkeypatch):
+    class Entry:
+        name, value = "toys", "toys.models"
+
+        def load(self):
+            registry.register_family(family(inputs=two_inputs))
+            registry.register_model("two_small", "two", TwoInputsConfig())
+
+    asked = []
+    monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: asked.append(group) or [Entry()])
+    assert ssmjax.model_config("vim_nano").depth == 6 and asked == []
+    assert ssmjax.model_config("two_small") == TwoInputsConfig()
+    with pytest.raises(ValueError, match="Unknown model 'two_smal'. Did you mean 'two_small'"):
+        ssmjax.create_model("two_smal")
+    assert set(asked) == {"ssmjax.families"}

@@ -13,14 +13,11 @@ ORDER = (
     {"ssmjax.layers"},
     {"ssmjax.models"},
     {"ssmjax.checkpoints", "ssmjax.data"},
-    {"ssmjax.training", "ssmjax.generation"},
+    {"ssmjax.training", "ssmjax.generation", "ssmjax.factory"},
     {"vlmjax"},
     {"experiments"},
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-
-# `create_model(pretrained=...)` loads weights; the import is inside the function.
-LAZY_EXCEPTIONS = {("ssmjax/models/registry.py", "ssmjax.checkpoints")}
 
 # Subclasses a TFDS builder, so it cannot defer the import; `ssmjax.data.tfds` imports the file inside a function.
 LOADED_LAZILY = {"ssmjax/data/builders.py"}
@@ -39,10 +36,9 @@ def violations() -> list[str]:
     for path in python_files(*LIBRARY, "experiments"):
         name = relative(path)
         own = layer_of(name.removesuffix(".py").replace("/", "."))
-        for module, line, top_level in imports(path):
+        for module, line, _ in imports(path):
             other = layer_of(module)
-            lazily_allowed = not top_level and (name, other) in LAZY_EXCEPTIONS
-            if own and other and RANK[other] > RANK[own] and not lazily_allowed:
+            if own and other and RANK[other] > RANK[own]:
                 found.append(f"{name}:{line} imports {module}")
     return found
 
