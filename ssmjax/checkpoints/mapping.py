@@ -347,7 +347,10 @@ def check_needed(
 
 
 def check_real_parts(where: str, A_real: np.ndarray | None, transform: str) -> None:
-    """Raises `ValueError` if real parts are stored as they are, and one is not below what "clip" holds them to."""
+    """Raises `ValueError` if real parts are stored as they are, and one is not below what "clip" holds them to.
+
+    >>> check_real_parts("example", np.array([-0.5]), "clip")
+    """
     if transform == "clip" and A_real is not None and np.min(A_real, initial=np.inf) < INITIAL_LEAST:
         wanted = f"-{INITIAL_LEAST} at most, which our layers hold it to"
         remedy = "A mode with a larger real part does not decay, and cannot be converted."

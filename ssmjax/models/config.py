@@ -128,8 +128,18 @@ def _plain(value: Any) -> Any:
 def require(config: Any, field: str, holds: bool, wanted: str, remedy: str = "") -> None:
     """Raises the error for a field of a configuration unless `holds`.
 
+    Args:
+        config: The configuration.
+        field: The field's name.
+        holds: Whether its value is right.
+        wanted: What would have been right.
+        remedy: What to do; a full sentence.
+
     Raises:
         ValueError: `holds` is false.
+
+    >>> from ssmjax.models.vim import VimConfig
+    >>> require(VimConfig(), "depth", True, "even")
     """
     if not holds:
         raise errors.bad_argument(type(config).__name__, field, getattr(config, field), wanted, remedy)
