@@ -179,8 +179,14 @@ def model_config(name: str) -> Any:
 def get_family(name: str) -> Family:
     """A family by its name.
 
+    Args:
+        name: Such as `"vim"`.
+
     Raises:
         ValueError: There is none of that name.
+
+    >>> get_family("vim").adapts
+    ('num_classes', 'img_size')
     """
     return _find("model family", name, _families)
 
