@@ -13,6 +13,7 @@ from ssmjax.layers.lti.s4nd import S4ND
 from ssmjax.layers.lti.s5 import S5
 from ssmjax.layers.registry import LayerEntry, register_layer, registered_layers
 from ssmjax.layers.selective.bimamba import BiMamba
+from ssmjax.layers.selective.gated_norm import GatedRMSNorm, gated_rms_norm
 from ssmjax.layers.selective.mamba import Mamba, MambaState
 from ssmjax.layers.sequence_block import SequenceBlock
 from ssmjax.layers.vision.local_conv import LocalConv
@@ -29,6 +30,7 @@ __all__ = [
     "BiMamba",
     "ConvStem",
     "Gate",
+    "GatedRMSNorm",
     "LayerEntry",
     "LayerNorm",
     "LocalConv",
@@ -43,6 +45,7 @@ __all__ = [
     "drop_path",
     "drop_path_rates",
     "dropout",
+    "gated_rms_norm",
     "make_norm",
     "pool",
     "register_layer",

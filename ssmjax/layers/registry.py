@@ -18,6 +18,7 @@ from ssmjax.layers.lti.s4d import S4D
 from ssmjax.layers.lti.s4nd import S4ND
 from ssmjax.layers.lti.s5 import S5
 from ssmjax.layers.selective.bimamba import BiMamba
+from ssmjax.layers.selective.gated_norm import GatedRMSNorm
 from ssmjax.layers.selective.mamba import Mamba
 from ssmjax.layers.sequence_block import SequenceBlock
 from ssmjax.layers.vision.local_conv import LocalConv
@@ -89,6 +90,7 @@ def registered_layers() -> tuple[LayerEntry, ...]:
 register_layer("RMSNorm", RMSNorm, (2, 5, 8), (2, 5, 8))
 register_layer("LayerNorm", LayerNorm, (2, 5, 8), (2, 5, 8))
 register_layer("BatchNorm", BatchNorm, (2, 5, 8), (2, 5, 8))
+register_layer("GatedRMSNorm", GatedRMSNorm, (2, 5, 8), (2, 5, 8), group=4)
 register_layer("PatchEmbed", PatchEmbed, (2, 8, 12, 3), (2, 6, 8), patch_size=4)
 register_layer("LocalConv", LocalConv, (2, 3, 4, 8), (2, 3, 4, 8))
 register_layer("ConvStem", ConvStem, (2, 8, 12, 3), (2, 6, 8), stride=4)

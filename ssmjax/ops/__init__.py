@@ -17,11 +17,15 @@ from ssmjax.ops.kernels_s4 import (
 from ssmjax.ops.linear_scan import linear_scan
 from ssmjax.ops.scan_order import apply_order, undo_order
 from ssmjax.ops.selective_scan import selective_scan
+from ssmjax.ops.selective_state_update import selective_state_update
 from ssmjax.ops.separable_conv import separable_conv
+from ssmjax.ops.ssd import ssd
+from ssmjax.ops.trapezoidal_ssd import TrapezoidalState, trapezoidal_ssd
 
 __all__ = [
     "Implementation",
     "KVCache",
+    "TrapezoidalState",
     "append_keys",
     "apply_order",
     "attention",
@@ -39,9 +43,12 @@ __all__ = [
     "report",
     "scan_order",
     "selective_scan",
+    "selective_state_update",
     "separable_conv",
     "separable_kernel",
     "softmax_kernel",
+    "ssd",
+    "trapezoidal_ssd",
     "two_sided_kernel",
     "undo_order",
     "use_implementation",

@@ -25,6 +25,7 @@ CALLS = {
     "separable_conv": lambda shared, x: ops.separable_conv(x, [jnp.stack([shared.T[None]] * 5)]),  # so many: transforms
     "vandermonde": lambda shared, x: ops.vandermonde(x[:, :N].swapaxes(1, 2), diagonal(shared), L),
     "vandermonde_state": lambda shared, x: ops.vandermonde_state(x, diagonal(shared)),
+    "ssd": lambda shared, x: ops.ssd(x[..., None], abs(x), -jnp.exp(shared[:, 0]), *[x[:, :, None, :N]] * 2),
     "selective_scan": lambda shared, x: ops.selective_scan(x, abs(x), -jnp.exp(shared[:, :N]), *[x[..., :N]] * 2),
 }
 
