@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ssmjax import ops
     from ssmjax.checkpoints.hub import load_pretrained, save_pretrained
     from ssmjax.factory import create_model
+    from ssmjax.generation import generate
     from ssmjax.models.registry import list_models, model_config
     from ssmjax.models.summary import summary
     from ssmjax.ops.backend import use_implementation
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "create_model",
+    "generate",
     "list_models",
     "load_pretrained",
     "model_config",
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "create_model": "ssmjax.factory",
+    "generate": "ssmjax.generation",
     "list_models": "ssmjax.models.registry",
     "load_pretrained": "ssmjax.checkpoints.hub",
     "model_config": "ssmjax.models.registry",
@@ -42,7 +45,7 @@ _HOMES = {
     "summary": "ssmjax.models.summary",
     "use_implementation": "ssmjax.ops.backend",
 }
-_SUBMODULES = ("checkpoints", "data", "init", "layers", "models", "ops", "training")
+_SUBMODULES = ("checkpoints", "data", "generation", "init", "layers", "models", "ops", "training")
 
 
 def __getattr__(name: str) -> Any:

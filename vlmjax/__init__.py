@@ -1,8 +1,36 @@
 """Vision-language models with a learned token merge, built on ssmjax.
 
-The package may import `ssmjax`; `ssmjax` never imports it.
+    import vlmjax
+
+    model = vlmjax.create_model("llava_nano")
+
+The package may import `ssmjax`; `ssmjax` never imports it. Nothing is imported until it is used.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from ssmjax import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from vlmjax.create import create_model, list_models, load_pretrained, save_pretrained
+
+__all__ = ["__version__", "create_model", "list_models", "load_pretrained", "save_pretrained"]
+
+_HOMES = dict.fromkeys(("create_model", "list_models", "load_pretrained", "save_pretrained"), "vlmjax.create")
+_SUBMODULES = ("checkpoints", "layers", "metrics", "models", "ops")
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name, or a subpackage, when it is first asked for (PEP 562)."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"vlmjax.{name}")
+    raise AttributeError(f"module 'vlmjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_SUBMODULES})
