@@ -2,6 +2,7 @@
 
 from ssmjax.layers.common.drop_path import drop_path, drop_path_rates, dropout, shared_dropout
 from ssmjax.layers.common.gates import Gate
+from ssmjax.layers.common.mixer import Mixer, PackedState
 from ssmjax.layers.common.norms import BatchNorm, LayerNorm, RMSNorm, add_norm, make_norm
 from ssmjax.layers.common.pooling import pool
 from ssmjax.layers.common.rope import apply_rope, axial_rope_table
@@ -11,6 +12,7 @@ from ssmjax.layers.lti.s4 import S4
 from ssmjax.layers.lti.s4d import S4D
 from ssmjax.layers.lti.s4nd import S4ND
 from ssmjax.layers.lti.s5 import S5
+from ssmjax.layers.mixers import MixerEntry, make_mixer, register_mixer, registered_mixers
 from ssmjax.layers.registry import LayerEntry, register_layer, registered_layers
 from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.selective.gated_norm import GatedRMSNorm, gated_rms_norm
@@ -36,6 +38,9 @@ __all__ = [
     "LocalConv",
     "Mamba",
     "MambaState",
+    "Mixer",
+    "MixerEntry",
+    "PackedState",
     "PatchEmbed",
     "RMSNorm",
     "SequenceBlock",
@@ -46,9 +51,12 @@ __all__ = [
     "drop_path_rates",
     "dropout",
     "gated_rms_norm",
+    "make_mixer",
     "make_norm",
     "pool",
     "register_layer",
+    "register_mixer",
     "registered_layers",
+    "registered_mixers",
     "shared_dropout",
 ]

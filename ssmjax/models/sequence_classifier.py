@@ -17,14 +17,13 @@ from ssmjax.layers.common.pooling import Pool, pool
 from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.layers.common.token_encoder import TokenEncoder
 from ssmjax.layers.lti.s4 import L_MAX
-from ssmjax.layers.sequence_block import SequenceBlock, check_layer_options
+from ssmjax.layers.mixers import check_mixer_options, find_mixer
+from ssmjax.layers.sequence_block import SequenceBlock
 from ssmjax.models.config import ComputeDtype, check_fields, frozen_options, require
 from ssmjax.models.registry import Family, register_family
 from ssmjax.shapes import Array, Bool, Float, Int, Mask, PRNGKey
 
 __all__ = ["SequenceClassifier", "SequenceConfig", "SequenceRegressor", "SequenceRegressorConfig"]
-
-Layer = Literal["s4", "s4d", "dss", "s4nd", "s5", "lru"]
 
 
 @no_type_check
@@ -33,7 +32,7 @@ class SequenceConfig:
     """Everything that makes a sequence classifier.
 
     Attributes:
-        layer: The state space layer, "s4", "s4d", "dss", "s4nd", "s5" or "lru".
+        layer: The mixer, "s4", "s4d", "dss", "s4nd", "s5", "lru", "mamba", ...; see `layers.registered_mixers`.
         num_classes: The number of outputs.
         in_features: The width of the input; not used with a vocabulary.
         vocab_size: The number of tokens, for inputs that are tokens; None for inputs that are numbers.
@@ -75,7 +74,7 @@ class SequenceConfig:
     8
     """
 
-    layer: Layer = "s4d"
+    layer: str = "s4d"
     num_classes: int = 10
     in_features: int = 1
     vocab_size: int | None = None
@@ -116,19 +115,24 @@ class SequenceConfig:
         require(self, "norm_eps", self.norm_eps > 0, "positive")
         require(self, "documents", self.documents in (1, 2), "1 or 2")
         require(self, "pool", self.documents == 1 or self.pool != "none", "'mean', 'max' or 'last' with documents=2")
-        timeless = self.layer in ("s5", "lru")
+        known = find_mixer(type(self).__name__, self.layer).options(dict(self.layer_options))
         remedy = "Its sequences may be of any length, and none of its parameters depends on one."
+        timeless = "l_max" not in known
         require(self, "l_max", self.l_max is None or not timeless, f"None with layer={self.layer!r}", remedy)
+        directed = "bidirectional" in known or self.bidirectional in (False, "none")
+        require(self, "bidirectional", directed, f"False with layer={self.layer!r}", "'bimamba' reads both ways.")
         require(self, "vocab_size", self.layer != "s4nd" or self.vocab_size is None, "None with layer='s4nd'")
         require(self, "pool", self.layer != "s4nd" or self.pool in ("mean", "max"), "'mean' or 'max' with layer='s4nd'")
-        check_layer_options(type(self).__name__, self.layer, self.layer_arguments)
+        check_mixer_options(type(self).__name__, self.layer, self.layer_arguments)
 
     @property
     def layer_arguments(self) -> dict[str, Any]:
         """The arguments of the layer."""
         school = "inclusive" if self.layer in ("s5", "lru") else "exclusive"
         direction = {True: school, False: "none"}.get(self.bidirectional, self.bidirectional)
-        arguments = {"d_state": self.d_state, "bidirectional": direction, **dict(self.layer_options)}
+        known = find_mixer(type(self).__name__, self.layer).options(dict(self.layer_options))
+        arguments = {"d_state": self.d_state, "bidirectional": direction}
+        arguments = {name: value for name, value in arguments.items() if name in known} | dict(self.layer_options)
         return arguments if self.l_max is None else {"l_max": self.l_max, **arguments}
 
     @property

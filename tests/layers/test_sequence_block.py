@@ -8,13 +8,13 @@ import pytest
 from flax import nnx
 from scipy.special import erf, expit
 
-from ssmjax.layers import Gate, SequenceBlock
-from ssmjax.layers.sequence_block import STATE_SPACES, check_layer_options, make_state_space
+from ssmjax.layers import Gate, SequenceBlock, make_mixer
+from ssmjax.layers.mixers import check_mixer_options
 from tests.layers import quick
 
 pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
 
-SEQUENTIAL = sorted(set(STATE_SPACES) - {"s4nd"})
+SEQUENTIAL = ["dss", "lru", "s4", "s4d", "s5"]
 
 
 def gelu(x, kind):
@@ -120,7 +120,7 @@ def _run(block, x, mask):
     return quick.jit(run)(state, x, mask)
 
 
-@pytest.mark.parametrize("layer", sorted(STATE_SPACES))
+@pytest.mark.parametrize("layer", [*SEQUENTIAL, "s4nd"])
 def test_the_rate_reaches_the_layer(key, layer):
     options = {"d_state": 4} | ({"l_max": 12} if layer == "s4" else {})
     block = SequenceBlock(6, layer=layer, layer_options=options, rngs=nnx.Rngs(0))
@@ -145,13 +145,13 @@ def test_the_residual_is_float32_in_low_precision(key, prenorm):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SequenceBlock(8, layer="s6", rngs=nnx.Rngs(0)), "make_state_space: Unknown layer 's6'. Did you mean"),
+        (lambda: SequenceBlock(8, layer="s6", rngs=nnx.Rngs(0)), "make_mixer: Unknown layer 's6'. Did you mean"),
         (
-            lambda: make_state_space("s5", 8, {"n_blocks": 2}, rngs=nnx.Rngs(0)),
+            lambda: make_mixer("s5", 8, {"n_blocks": 2}, rngs=nnx.Rngs(0)),
             "Unknown option of the layer 's5' 'n_blocks'. Did you mean 'blocks'",
         ),
-        (lambda: check_layer_options("here", "s4d", {"dt_minimum": 1}), "here: Unknown option .* Did you mean 'dt_min"),
-        (lambda: check_layer_options("here", "s4nd", {"kernel": "s4", "frozn": ()}), "Did you mean 'frozen'"),
+        (lambda: check_mixer_options("here", "s4d", {"dt_minimum": 1}), "here: Unknown option .* Did you mean 'dt_min"),
+        (lambda: check_mixer_options("here", "s4nd", {"kernel": "s4", "frozn": ()}), "Did you mean 'frozen'"),
         (lambda: Gate(8, kind="gluu", rngs=nnx.Rngs(0)), "Gate: Unknown kind 'gluu'. Did you mean 'glu'"),
         (lambda: Gate(8, gelu="fast", rngs=nnx.Rngs(0)), "Gate: Unknown gelu 'fast'"),
         (
@@ -166,6 +166,6 @@ def test_messages(call, message):
 
 
 def test_kernel_options_are_known():
-    check_layer_options("here", "s4", {"d_state": 4, "l_max": 9, "rank": 2, "dt_min": 1e-3, "frozen": ("B",)})
-    check_layer_options("here", "s4nd", {"axes": 3, "kernel": "s4", "rank": 2})
-    check_layer_options("here", "lru", {"r_min": 0.5})
+    check_mixer_options("here", "s4", {"d_state": 4, "l_max": 9, "rank": 2, "dt_min": 1e-3, "frozen": ("B",)})
+    check_mixer_options("here", "s4nd", {"axes": 3, "kernel": "s4", "rank": 2})
+    check_mixer_options("here", "lru", {"r_min": 0.5})

@@ -23,6 +23,7 @@ __all__ = [
     "check_options",
     "check_rate",
     "check_real",
+    "check_segment_ids",
     "check_step_range",
     "check_tokens",
     "known_options",
@@ -95,6 +96,16 @@ def check_mask(where: str, mask: Any, shape: tuple[int, ...]) -> None:
     if not (jnp.issubdtype(mask.dtype, jnp.bool) or jnp.issubdtype(mask.dtype, jnp.integer)):
         remedy = "It tells real tokens from padding: mask > 0.5, say."
         raise errors.bad_shape(where, "mask", mask, "of booleans, or of integers", remedy)
+
+
+def check_segment_ids(where: str, segment_ids: Any, shape: tuple[int, ...]) -> None:
+    """Raises `ValueError` unless `segment_ids` is None or (b l) whole numbers; (b) in a step."""
+    if segment_ids is None:
+        return
+    letters = "(b, l)" if len(shape) == 2 else "(b)"
+    check_array(where, "segment_ids", segment_ids, shape, f"{letters} = {shape}", "It has one value a token.")
+    if not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise errors.bad_shape(where, "segment_ids", segment_ids, "of integers", "A change of id begins a sequence.")
 
 
 def check_lengths(where: str, lengths: Any, shape: tuple[int, int]) -> None:

@@ -27,16 +27,18 @@ from ssmjax.layers.common.checks import (
     check_options,
     check_rate,
     check_real,
+    check_segment_ids,
     check_tokens,
 )
+from ssmjax.layers.common.mixer import PackedState, bare_state, begins_segment, enter_state, leave_state
 from ssmjax.layers.common.padding import compact
 from ssmjax.layers.lti.recurrence import Bidirectional
-from ssmjax.shapes import Array, Expanded, Float, Inexact, Int, Mask, Tokens
+from ssmjax.shapes import Array, Expanded, Float, Inexact, Int, Mask, SegmentIds, Tokens
 
 __all__ = ["Bidirectional", "ConvolutionLayer", "Mode", "Recurrence", "longest", "scan"]
 
 Mode = Literal["auto", "conv", "scan"]
-"""How a sequence is run: "auto" is the convolution."""
+"""How a sequence is run: "auto" is the convolution, and the scan for packed sequences."""
 
 CHUNK = 128
 """Steps between the states that the backward pass of a scan keeps; the others are computed again."""
@@ -53,8 +55,11 @@ class Recurrence(Protocol):
         """The size of a state."""
         ...
 
-    def advance(self, u: Any, real: Any, state: Any) -> tuple[Any, Any]:
-        """Outputs (b c l h) of some steps `u` (b l h), and the state after them; only those that are `real` count."""
+    def advance(self, u: Any, real: Any, begins: Any, state: Any) -> tuple[Any, Any]:
+        """Outputs (b c l h) of some steps `u` (b l h), and the state after them; only those that are `real` count.
+
+        A step that `begins` a sequence starts from a state of zeros.
+        """
         ...
 
     def _replace(self, **changes: Any) -> "Recurrence":
@@ -101,21 +106,25 @@ class ConvolutionLayer(nnx.Module):
         u: Tokens,
         *,
         mask: Mask | None = None,
-        state: Inexact[Array, "b d n"] | None = None,
+        segment_ids: SegmentIds | None = None,
+        state: Inexact[Array, "b d n"] | PackedState | None = None,
         return_state: bool = False,
         rate: float | Array = 1.0,
         mode: Mode = "auto",
-    ) -> Expanded | tuple[Expanded, Inexact[Array, "b d n"]]:
+    ) -> Expanded | tuple[Expanded, Inexact[Array, "b d n"] | PackedState]:
         """Runs a sequence, or the next chunk of one.
 
         Args:
             u: (b l d), any `l >= 0`.
             mask: (b l), False at padding, which may be on the left, on the right or anywhere. Padding leaves the state
                 as it is, its outputs are zero, and the reverse direction starts at the last real token.
+            segment_ids: (b l), which of several packed sequences a token belongs to; they do not see each other. They
+                are run as a scan, since a kernel reaches across sequences. The state that is returned carries the last
+                id, see `PackedState`.
             state: (b d n), the state to continue from; None starts anew.
             return_state: Whether to return the state after the last (real) token too.
             rate: A factor on the step sizes: 2 for an input sampled at half the rate.
-            mode: "conv", which "auto" is, or "scan": one step after the other.
+            mode: "conv", which "auto" is without `segment_ids`, or "scan": one step after the other.
 
         Returns:
             (b l c*d) in the compute dtype, channels outermost, with the new state if `return_state`.
@@ -126,15 +135,19 @@ class ConvolutionLayer(nnx.Module):
         """
         errors.require_flags(self._name, return_state=return_state)
         stateful = state is not None or return_state
-        self._check(u, mask, state, rate, mode, stateful)
-        state = None if state is None else self._as_state(state)
+        mode = "scan" if mode == "auto" and segment_ids is not None else mode
+        self._check(u, mask, segment_ids, state, rate, mode, stateful)
         padding = None if mask is None else compact(mask)
         x = u.astype(jnp.float32)
-        x = x if padding is None else padding.apply(x)
+        if padding is not None:
+            x, segment_ids = padding.apply(x), padding.ids(segment_ids)
+        state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
+        state = None if state is None else self._as_state(state)
         if 0 in x.shape:
             y, last = jnp.zeros((x.shape[0], self.channels, *x.shape[1:])), state
         elif mode == "scan":
-            y, last = self._scan(x, None if padding is None else padding.mask, state, rate)
+            begins = None if segment_ids is None else begins_segment(segment_ids)
+            y, last = self._scan(x, None if padding is None else padding.mask, begins, state, rate)
         else:
             y = self._convolve(x, None if padding is None else padding.lengths, rate)
             y = y if state is None else y + self.kernel.carried(state, x.shape[1], rate)
@@ -143,7 +156,7 @@ class ConvolutionLayer(nnx.Module):
         y = (y if padding is None else padding.undo(y)).astype(self.dtype)
         if not return_state:
             return y
-        return y, self.init_state(u.shape[0]) if last is None else last
+        return y, leave_state(self.init_state(u.shape[0]) if last is None else last, segment)
 
     def init_state(self, batch: int) -> Inexact[jax.Array, "b d n"]:
         """The state before the first token: zeros.
@@ -162,17 +175,20 @@ class ConvolutionLayer(nnx.Module):
     def step(
         self,
         u: Float[Array, "..."],
-        state: Inexact[Array, "b d n"],
+        state: Inexact[Array, "b d n"] | PackedState,
         *,
+        segment_ids: Int[Array, " b"] | None = None,
         rate: float | Array = 1.0,
         recurrence: Any = None,
-    ) -> tuple[Float[jax.Array, "b e"], Inexact[jax.Array, "b d n"]]:
+    ) -> tuple[Float[jax.Array, "b e"], Inexact[jax.Array, "b d n"] | PackedState]:
         """Runs one token.
 
         Args:
             u: (b d), the token.
             state: (b d n), the state before it, from `init_state`, `step` or a call with `return_state=True`. A
                 recurrence with states of its own (S4's "diagonal") makes one of it: `recurrence.enter(state)`.
+            segment_ids: (b), the packed sequence that the token belongs to; another one than that of the state starts
+                anew.
             rate: As in a call.
             recurrence: What `recurrence` returns, so that it need not be computed in every step; then `rate` has no
                 effect.
@@ -194,15 +210,17 @@ class ConvolutionLayer(nnx.Module):
         if recurrence.C.shape[:2] != (self.channels, self.d_model):
             wanted = f"of this layer, with C of (c, d, ...) = {(self.channels, self.d_model)}"
             raise errors.bad_shape(where, "recurrence", recurrence.C, wanted, "`layer.recurrence()` makes one.")
-        wanted = len(u), self.d_model, recurrence.modes
+        check_segment_ids(where, segment_ids, u.shape[:1])
         enters = hasattr(recurrence, "enter")
         remedy = "`recurrence.enter(state)` makes it of a layer's." if enters else "`init_state(b)` makes one."
-        check_array(where, "state", state, wanted, f"(b, d, n) = {wanted}", remedy)
+        wanted = len(u), self.d_model, recurrence.modes
+        check_array(where, "state", bare_state(state), wanted, f"(b, d, n) = {wanted}", remedy)
+        state, segment = enter_state(state, None if segment_ids is None else segment_ids[:, None])
         state = jnp.asarray(state, jnp.complex64) if enters else self._as_state(state)
         x = u[:, None].astype(jnp.float32)
-        y, state = recurrence.advance(x, jnp.ones(x.shape[:2], bool), state)
+        y, state = recurrence.advance(x, jnp.ones(x.shape[:2], bool), jnp.zeros(x.shape[:2], bool), state)
         y = y + self._skip(x)
-        return y.reshape(len(u), self.channels * self.d_model).astype(self.dtype), state
+        return y.reshape(len(u), self.channels * self.d_model).astype(self.dtype), leave_state(state, segment)
 
     @property
     def kernel_channels(self) -> int:
@@ -229,15 +247,21 @@ class ConvolutionLayer(nnx.Module):
             kernel, origin = ops.two_sided_kernel(forward, backward, inclusive=self.bidirectional == "inclusive")
         return ops.fft_conv(x, kernel, self.D[...].astype(jnp.float32), origin=origin)
 
-    def _scan(self, x: Tokens, real: Mask | None, state: Any, rate: float | Array) -> tuple[Any, Any]:
+    def _scan(
+        self, x: Tokens, real: Mask | None, begins: Mask | None, state: Any, rate: float | Array
+    ) -> tuple[Any, Any]:
         recurrence = self.kernel.recurrence(rate)
         C, c = recurrence.C, self.channels
-        y, last = scan(recurrence._replace(C=C[:c]), x, real, self.init_state(len(x)) if state is None else state)
+        state = self.init_state(len(x)) if state is None else state
+        y, last = scan(recurrence._replace(C=C[:c]), x, real, state, begins)
         if self.bidirectional != "none":  # the padding at the end is zero, and so is the state that it leaves
-            backward, _ = scan(recurrence._replace(C=C[c:]), x[:, ::-1], None, self.init_state(len(x)))
+            ends = None if begins is None else jnp.pad(begins[:, 1:], ((0, 0), (0, 1)))
+            flipped = None if ends is None else ends[:, ::-1]
+            backward, _ = scan(recurrence._replace(C=C[c:]), x[:, ::-1], None, self.init_state(len(x)), flipped)
             backward = backward[:, :, ::-1]
             if self.bidirectional == "exclusive":
                 backward = jnp.pad(backward[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0)))
+                backward = backward if ends is None else jnp.where(ends[:, None, :, None], 0, backward)
             y = y + backward
         return y + self._skip(x), last
 
@@ -249,10 +273,14 @@ class ConvolutionLayer(nnx.Module):
     def _skip(self, x: Tokens) -> Float[jax.Array, "b c l d"]:
         return self.D[...].astype(jnp.float32)[None, :, None] * x[:, None]
 
-    def _check(self, u: Any, mask: Any, state: Any, rate: Any, mode: str, stateful: bool) -> None:
+    def _check(self, u: Any, mask: Any, segment_ids: Any, state: Any, rate: Any, mode: str, stateful: bool) -> None:
         where = self._name
         check_tokens(where, u, self.d_model)
         check_mask(where, mask, u.shape[:2])
+        check_segment_ids(where, segment_ids, u.shape[:2])
+        if segment_ids is not None and mode == "conv":
+            remedy = "A kernel reaches across packed sequences; the scan starts anew at each."
+            raise errors.bad_argument(where, "mode", mode, "'scan' or 'auto' with segment_ids", remedy)
         if mode not in get_args(Mode):
             raise ValueError(f"{where}: {errors.unknown_name('mode', mode, get_args(Mode))}")
         check_rate(where, rate)
@@ -263,7 +291,9 @@ class ConvolutionLayer(nnx.Module):
             raise errors.bad_shape(where, "u", u, wanted, "Build it with l_max=None.")
         if state is not None:
             wanted = (u.shape[0], *jax.eval_shape(lambda: self.init_state(1)).shape[1:])
-            check_array(where, "state", state, wanted, f"(b, d, n) = {wanted}", "`init_state(b)` makes one.")
+            check_array(
+                where, "state", bare_state(state), wanted, f"(b, d, n) = {wanted}", "`init_state(b)` makes one."
+            )
 
     def _as_state(self, state: Any) -> Inexact[jax.Array, "b d n"]:
         """A state in the dtype of this layer's own."""
@@ -306,7 +336,11 @@ def longest(where: str, l_max: int, rate: float | Array) -> int:
 
 
 def scan(
-    recurrence: Recurrence, u: Tokens, real: Mask | None, state: Inexact[Array, "b d n"]
+    recurrence: Recurrence,
+    u: Tokens,
+    real: Mask | None,
+    state: Inexact[Array, "b d n"],
+    begins: Mask | None = None,
 ) -> tuple[Float[jax.Array, "b c l d"], Inexact[jax.Array, "b d n"]]:
     """Runs a recurrence over a sequence, chunk by chunk; of the states, the backward pass keeps one a chunk.
 
@@ -315,6 +349,7 @@ def scan(
         u: (b l d).
         real: (b l), False where the state stays as it is; None: nowhere.
         state: (b d n), before the first token.
+        begins: (b l), True where a packed sequence begins, from a state of zeros; None: nowhere.
 
     Returns:
         The outputs, (b c l d), and the state after the last token.
@@ -327,18 +362,19 @@ def scan(
     """
     b, length, d = u.shape
     real = jnp.ones((b, length), bool) if real is None else real
-    recurrence, u, real, state = _compat.vary_alike((recurrence, u, real, state))
+    begins = jnp.zeros((b, length), bool) if begins is None else begins
+    recurrence, u, real, begins, state = _compat.vary_alike((recurrence, u, real, begins, state))
     size = min(CHUNK, length)
     chunks = -(-length // size)
     pads = ((0, 0), (0, chunks * size - length))
     u = jnp.pad(u, (*pads, (0, 0))).reshape(b, chunks, size, d).swapaxes(0, 1)
-    real = jnp.pad(real, pads).reshape(b, chunks, size).swapaxes(0, 1)
+    real, begins = (jnp.pad(v, pads).reshape(b, chunks, size).swapaxes(0, 1) for v in (real, begins))
 
     @jax.checkpoint
     def advance(recurrence, state, inputs):
         y, state = recurrence.advance(*inputs, state)
         return state, y
 
-    state, y = jax.lax.scan(lambda state, inputs: advance(recurrence, state, inputs), state, (u, real))
+    state, y = jax.lax.scan(lambda state, inputs: advance(recurrence, state, inputs), state, (u, real, begins))
     y = jnp.moveaxis(y, 0, 2)  # (b c chunks size d)
     return y.reshape(*y.shape[:2], -1, d)[:, :, :length], state

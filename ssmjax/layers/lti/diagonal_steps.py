@@ -46,11 +46,15 @@ class DiagonalRecurrence(NamedTuple):
         return self.A_bar.shape[-1]
 
     def advance(
-        self, u: Float[Array, "b l h"], real: Mask, state: Inexact[Array, "b h n"]
+        self, u: Float[Array, "b l h"], real: Mask, begins: Mask, state: Inexact[Array, "b h n"]
     ) -> tuple[Float[jax.Array, "b c l h"], Inexact[jax.Array, "b h n"]]:
-        """The outputs of some steps and the state after them; a token that is not `real` leaves the state as it is."""
+        """The outputs of some steps and the state after them.
+
+        A token that is not `real` leaves the state as it is; one that `begins` a sequence starts from zero.
+        """
         here = real[..., None, None]
         decay = jnp.where(here, self.A_bar[None, None], 1)
+        decay = jnp.where(begins[..., None, None], 0, decay)
         driven = jnp.where(here, self.B_bar[None, None] * u[..., None], 0)
         x, state = ops.linear_scan(decay, driven, state, return_state=True)
         return 2 * jnp.einsum("chn,blhn->bclh", self.C, x, precision="highest").real, state

@@ -46,14 +46,14 @@ class DenseRecurrence(NamedTuple):
         return self.C.shape[-1] // 2
 
     def advance(
-        self, u: Float[Array, "b l h"], real: Mask, state: Complex[Array, "b h n"]
+        self, u: Float[Array, "b l h"], real: Mask, begins: Mask, state: Complex[Array, "b h n"]
     ) -> tuple[Float[jax.Array, "b c l h"], Complex[jax.Array, "b h n"]]:
-        """The outputs of some steps and the state after them; a token that is not `real` leaves the state as it is."""
+        """The outputs of some steps and the state after them; see `DiagonalRecurrence`."""
 
         def change(steps, x, u):
             return jnp.einsum("hij,bhj->bhi", steps.E, x, precision="highest") + steps.B_bar[None] * u[..., None]
 
-        return _run(change, self, u, real, state)
+        return _run(change, self, u, real, begins, state)
 
 
 class LinearRecurrence(NamedTuple):
@@ -81,7 +81,7 @@ class LinearRecurrence(NamedTuple):
         return self.A.shape[-1]
 
     def advance(
-        self, u: Float[Array, "b l h"], real: Mask, state: Complex[Array, "b h n"]
+        self, u: Float[Array, "b l h"], real: Mask, begins: Mask, state: Complex[Array, "b h n"]
     ) -> tuple[Float[jax.Array, "b c l h"], Complex[jax.Array, "b h n"]]:
         """As in `DenseRecurrence`."""
 
@@ -98,7 +98,7 @@ class LinearRecurrence(NamedTuple):
             s = D[None] * (right - low_rank(P, R, right))
             return jnp.concatenate([s.real, s.imag], axis=-1)
 
-        return _run(change, self, u, real, state)
+        return _run(change, self, u, real, begins, state)
 
 
 class EigenRecurrence(NamedTuple):
@@ -126,10 +126,10 @@ class EigenRecurrence(NamedTuple):
         return self.A_bar.shape[-1]
 
     def advance(
-        self, u: Float[Array, "b l h"], real: Mask, state: Complex[Array, "b h m"]
+        self, u: Float[Array, "b l h"], real: Mask, begins: Mask, state: Complex[Array, "b h m"]
     ) -> tuple[Float[jax.Array, "b c l h"], Complex[jax.Array, "b h m"]]:
         """As in `DenseRecurrence`, but for the state's basis."""
-        return DiagonalRecurrence(self.A_bar, self.B_bar, self.C).advance(u, real, state)
+        return DiagonalRecurrence(self.A_bar, self.B_bar, self.C).advance(u, real, begins, state)
 
     def enter(self, state: Complex[Array, "b h n"]) -> Complex[jax.Array, "b h m"]:
         """The state of a layer, in this basis."""
@@ -178,15 +178,16 @@ def diagonal_form(steps: DenseRecurrence) -> EigenRecurrence:
     return EigenRecurrence(*(jnp.asarray(x, jnp.complex64) for x in (1 + values, B, C, V, V_inverse)))
 
 
-def _run(change, recurrence, u, real, state):
+def _run(change, recurrence, u, real, begins, state):
     """A scan of `x + change(recurrence, x, u)`, from a complex state and to one."""
-    recurrence, u, real, state = _compat.vary_alike((recurrence, u, real, state))
+    recurrence, u, real, begins, state = _compat.vary_alike((recurrence, u, real, begins, state))
 
     def step(x, inputs):
-        u, real = inputs
+        u, real, begins = inputs
+        x = jnp.where(begins[:, None, None], 0, x)
         x = jnp.where(real[:, None, None], x + change(recurrence, x, u), x)
         return x, jnp.einsum("chm,bhm->bch", recurrence.C, x, precision="highest")
 
     x = jnp.concatenate([state.real, state.imag], axis=-1)
-    x, y = jax.lax.scan(step, x, (jnp.swapaxes(u, 0, 1), jnp.swapaxes(real, 0, 1)))
+    x, y = jax.lax.scan(step, x, tuple(jnp.swapaxes(v, 0, 1) for v in (u, real, begins)))
     return jnp.moveaxis(y, 0, 2), jax.lax.complex(*jnp.split(x, 2, axis=-1))

@@ -21,10 +21,12 @@ from ssmjax.layers.common.checks import (
     check_mask,
     check_rate,
     check_real,
+    check_segment_ids,
     check_tokens,
 )
+from ssmjax.layers.common.mixer import PackedState, bare_state, begins_segment, enter_state, leave_state
 from ssmjax.layers.common.padding import Compaction, compact
-from ssmjax.shapes import Array, Complex, Float, Mask, Tokens
+from ssmjax.shapes import Array, Bool, Complex, Float, Int, Mask, SegmentIds, Tokens
 
 __all__ = ["Bidirectional", "Matrices", "ScanLayer"]
 
@@ -77,18 +79,21 @@ class ScanLayer(nnx.Module):
         u: Tokens,
         *,
         mask: Mask | None = None,
-        state: Complex[Array, "b p"] | None = None,
+        segment_ids: SegmentIds | None = None,
+        state: Complex[Array, "b p"] | PackedState | None = None,
         return_state: bool = False,
         rate: float | Array = 1.0,
         mode: Literal["auto", "conv", "scan"] = "auto",
         dts: Float[Array, "b l"] | None = None,
-    ) -> Tokens | tuple[Tokens, Complex[Array, "b p"]]:
+    ) -> Tokens | tuple[Tokens, Complex[Array, "b p"] | PackedState]:
         """Runs a sequence, or the next chunk of one.
 
         Args:
             u: (b l d), any `l >= 0`.
             mask: (b l), False at padding, which may be on the left, on the right or anywhere. Padding leaves the state
                 as it is, its outputs are zero, and the reverse direction starts at the last real token.
+            segment_ids: (b l), which of several packed sequences a token belongs to; they do not see each other. The
+                state that is returned carries the last id, see `PackedState`.
             state: (b p) complex64, the state to continue from; None starts anew.
             return_state: Whether to return the state after the last (real) token too.
             rate: A factor on the step size: 2 for an input sampled at half the rate.
@@ -103,13 +108,15 @@ class ScanLayer(nnx.Module):
             ValueError: A shape or a mode does not fit, a step is negative, or a state is asked of a layer that runs in
                 both directions.
         """
-        self._check(u, mask, state, return_state, rate, mode, dts)
-        state = None if state is None else jnp.asarray(state, jnp.complex64)
+        self._check(u, mask, segment_ids, state, return_state, rate, mode, dts)
         padding = None
         if mask is not None:
             padding = compact(mask)
-            u = padding.apply(u)
+            u, segment_ids = padding.apply(u), padding.ids(segment_ids)
             dts = None if dts is None else padding.apply(jnp.asarray(dts)[..., None])[..., 0]
+        state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
+        state = None if state is None else jnp.asarray(state, jnp.complex64)
+        begins = None if segment_ids is None else begins_segment(segment_ids)
         B, C, D = self._matrices()
         decay, gain = self._discretize(rate, dts)
         if dts is None:
@@ -117,19 +124,20 @@ class ScanLayer(nnx.Module):
         else:
             inputs = self._project(u, B)
             driven = gain * inputs
-        h, last = ops.linear_scan(decay, driven, state, return_state=True)
+        h, last = ops.linear_scan(_cut(decay, begins), driven, state, return_state=True)
         states = [h]
         if self.bidirectional != "none":
+            ends = None if begins is None else jnp.pad(begins[:, 1:], ((0, 0), (0, 1)))[:, : u.shape[1]]
             if dts is not None:
-                decay, gain = self._discretize(rate, _until_the_next(dts, padding))
+                decay, gain = self._discretize(rate, _until_the_next(dts, padding, ends))
                 driven = gain * inputs
-            states.append(self._reversed(decay, driven))
+            states.append(self._reversed(decay, driven, ends))
         y = self._read(states, C) + D.astype(jnp.float32)[None, None] * u.astype(jnp.float32)
         y = y.astype(self.dtype)
         y = y if padding is None else padding.undo(y)
         if not return_state:
             return y
-        return y, (last if padding is None else _state_at(h, padding.lengths, state))
+        return y, leave_state(last if padding is None else _state_at(h, padding.lengths, state), segment)
 
     def init_state(self, batch: int) -> Complex[jax.Array, "b p"]:
         """The state before the first token: zeros."""
@@ -138,16 +146,19 @@ class ScanLayer(nnx.Module):
     def step(
         self,
         u: Float[Array, "..."],
-        state: Complex[Array, "b p"],
+        state: Complex[Array, "b p"] | PackedState,
         *,
+        segment_ids: Int[Array, " b"] | None = None,
         rate: float | Array = 1.0,
         dts: Float[Array, " b"] | None = None,
-    ) -> tuple[Float[jax.Array, "b d"], Complex[jax.Array, "b p"]]:
+    ) -> tuple[Float[jax.Array, "b d"], Complex[jax.Array, "b p"] | PackedState]:
         """Runs one token.
 
         Args:
             u: (b d), the token.
             state: (b p), the state before it, from `init_state`, `step` or a call with `return_state=True`.
+            segment_ids: (b), the packed sequence that the token belongs to; another one than that of the state starts
+                anew.
             rate: As in a call.
             dts: (b), as in a call.
 
@@ -161,8 +172,9 @@ class ScanLayer(nnx.Module):
         check_array(where, "u", u, (None, self.d_model), wanted, "Call the layer itself for a sequence.")
         if dts is not None:
             check_array(where, "dts", dts, (len(u),), f"(b) = ({len(u)},)", "It has one value a row of u.")
-        steps = None if dts is None else dts[:, None]
-        y, state = self(u[:, None], state=state, return_state=True, rate=rate, dts=steps)
+        check_segment_ids(where, segment_ids, (len(u),))
+        ids, steps = (None if v is None else v[:, None] for v in (segment_ids, dts))
+        y, state = self(u[:, None], segment_ids=ids, state=state, return_state=True, rate=rate, dts=steps)
         return y[:, 0], state
 
     def _project(self, u: Tokens, B: Complex[Array, "p h"]) -> Complex[jax.Array, "b l p"]:
@@ -192,25 +204,27 @@ class ScanLayer(nnx.Module):
         )
 
     def _reversed(
-        self, decay: Complex[Array, "*steps p"], driven: Complex[Array, "b l p"]
+        self, decay: Complex[Array, "*steps p"], driven: Complex[Array, "b l p"], ends: Bool[Array, "b l"] | None
     ) -> Complex[jax.Array, "b l p"]:
         """The states of the reverse direction; padding at the end holds zeros, so they start at the last real token."""
-        h = ops.linear_scan(decay, driven, reverse=True)
+        h = ops.linear_scan(_cut(decay, ends), driven, reverse=True)
         if self.bidirectional == "inclusive":
             return h
-        return jnp.concatenate([h[:, 1:], jnp.zeros_like(h[:, :1])], axis=1)[:, : h.shape[1]]
+        h = jnp.concatenate([h[:, 1:], jnp.zeros_like(h[:, :1])], axis=1)[:, : h.shape[1]]
+        return h if ends is None else jnp.where(ends[..., None], 0, h)
 
-    def _check(self, u, mask, state, return_state, rate, mode, dts) -> None:
+    def _check(self, u, mask, segment_ids, state, return_state, rate, mode, dts) -> None:
         where = type(self).__name__
         check_tokens(where, u, self.d_model)
         check_mask(where, mask, u.shape[:2])
+        check_segment_ids(where, segment_ids, u.shape[:2])
         errors.require_flags(where, return_state=return_state)
         wanted = u.shape[0], self.modes
         if dts is not None:
             check_array(where, "dts", dts, u.shape[:2], f"(b, l) = {u.shape[:2]}", "It has one value a token of u.")
             check_real(where, "dts", dts, f"(b, l) = {u.shape[:2]}", "It is a length of time.")
         if state is not None:
-            check_array(where, "state", state, wanted, f"(b, p) = {wanted}", "`init_state(b)` makes one.")
+            check_array(where, "state", bare_state(state), wanted, f"(b, p) = {wanted}", "`init_state(b)` makes one.")
         if mode not in ("auto", "scan"):
             remedy = "A convolution would need a kernel for each pair of features."
             raise errors.bad_argument(where, "mode", mode, "'auto' or 'scan'", remedy)
@@ -229,8 +243,18 @@ def _state_at(h: Complex[Array, "b l p"], lengths: Array, state: Complex[Array, 
     return jnp.where(chosen[..., None], history, 0).sum(1)  # not a gather, whose gradient is a scatter
 
 
-def _until_the_next(dts: Float[Array, "b l"], padding: Compaction | None) -> Float[jax.Array, "b l"]:
+def _cut(decay: Complex[Array, "*steps p"], where: Bool[Array, "b l"] | None) -> Complex[jax.Array, "..."]:
+    """The decays with zeros, (b l p), where a sequence begins that must not see the one before it."""
+    if where is None:
+        return decay
+    return jnp.where(where[..., None], 0, decay if decay.ndim == 3 else decay[None, None])
+
+
+def _until_the_next(
+    dts: Float[Array, "b l"], padding: Compaction | None, ends: Bool[Array, "b l"] | None
+) -> Float[jax.Array, "b l"]:
     """The time from each event to the one after it; 1 at the last, where the reverse direction begins."""
     if padding is not None:
         dts = jnp.where(padding.mask, dts, 1.0)
-    return jnp.concatenate([dts[:, 1:], jnp.ones_like(dts[:, :1])], axis=1)[:, : dts.shape[1]]
+    following = jnp.concatenate([dts[:, 1:], jnp.ones_like(dts[:, :1])], axis=1)[:, : dts.shape[1]]
+    return following if ends is None else jnp.where(ends, 1.0, following)

@@ -1,6 +1,6 @@
 """The bidirectional Mamba mixer of Vision Mamba."""
 
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
+from ssmjax.layers.common.checks import check_segment_ids
 from ssmjax.layers.common.padding import Compaction, compact
 from ssmjax.layers.selective.parts import MixerSize, branch_parts, projection, scan_inputs, state_log
 from ssmjax.shapes import Expanded, Mask, SegmentIds, Tokens
@@ -96,17 +97,33 @@ class BiMamba(nnx.Module):
             self.A_b_log = state_log(size, param_dtype)
         self.out_proj = projection(size.inner, d_model, scale=out_scale, use_bias=use_bias, **options)
 
-    def __call__(self, u: Tokens, *, mask: Mask | None = None, segment_ids: SegmentIds | None = None) -> Tokens:
+    def __call__(
+        self,
+        u: Tokens,
+        *,
+        mask: Mask | None = None,
+        segment_ids: SegmentIds | None = None,
+        state: None = None,
+        return_state: bool = False,
+    ) -> Tokens:
         """Mixes whole sequences.
 
         Args:
             u: (b l d).
             mask: (b l), False at padding, which may be anywhere; its outputs are zero.
             segment_ids: (b l), which of several packed sequences a token belongs to; they do not see each other.
+            state: None: the direction from the end needs the whole sequence.
+            return_state: False.
 
         Returns:
             (b l d) in the compute dtype.
+
+        Raises:
+            ValueError: A state is given or asked for.
         """
+        if state is not None or return_state:
+            self._refuse_state()
+        check_segment_ids("BiMamba", segment_ids, u.shape[:2])
         padding = None
         if mask is not None:
             padding = compact(mask)
@@ -119,6 +136,18 @@ class BiMamba(nnx.Module):
         y = y * jax.nn.silu(z.astype(jnp.float32))
         y = self.out_proj(y.astype(self.dtype))
         return y if padding is None else padding.undo(y)
+
+    def init_state(self, batch: int) -> Any:
+        """Raises `ValueError`, as does `step`: the direction from the end needs the whole sequence."""
+        self._refuse_state()
+
+    def step(self, u: Any, state: Any, *, segment_ids: Any = None) -> Any:
+        """Raises `ValueError`, see `init_state`."""
+        self._refuse_state()
+
+    def _refuse_state(self) -> NoReturn:
+        remedy = "The reverse direction needs the whole sequence at once; `Mamba` carries a state."
+        raise errors.bad_argument("BiMamba", "state", "a state to carry", "left out in both directions", remedy)
 
     def _both_directions(self, x: Expanded, padding: Compaction | None, segment_ids: SegmentIds | None) -> Expanded:
         """The sum of the directions before the gate, which they share, in float32."""

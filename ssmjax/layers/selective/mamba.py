@@ -8,9 +8,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
+from ssmjax.layers.common.checks import check_segment_ids
+from ssmjax.layers.common.mixer import PackedState, enter_state, leave_state
 from ssmjax.layers.common.padding import compact
 from ssmjax.layers.selective.parts import MixerSize, branch_parts, projection, scan_inputs, state_log
-from ssmjax.shapes import Array, Float, Mask, SegmentIds, Tokens
+from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
 
 __all__ = ["Mamba", "MambaState"]
 
@@ -97,28 +99,31 @@ class Mamba(nnx.Module):
         *,
         mask: Mask | None = None,
         segment_ids: SegmentIds | None = None,
-        state: MambaState | None = None,
+        state: MambaState | PackedState | None = None,
         return_state: bool = False,
-    ) -> Tokens | tuple[Tokens, MambaState]:
+    ) -> Tokens | tuple[Tokens, MambaState | PackedState]:
         """Mixes a sequence, or the next chunk of one.
 
         Args:
             u: (b l d), any `l >= 0`.
             mask: (b l), False at padding, which may be on the left, on the right or anywhere. Padding leaves the state
                 as it is, and its outputs are zero.
-            segment_ids: (b l), which of several packed sequences a token belongs to; a change resets the state.
+            segment_ids: (b l), which of several packed sequences a token belongs to; a change resets the state. The
+                state that is returned carries the last id, see `PackedState`.
             state: The state to continue from; None starts anew.
             return_state: Whether to return the state after the last (real) token too.
 
         Returns:
             (b l d) in the compute dtype, with the new state if `return_state`.
         """
+        check_segment_ids("Mamba", segment_ids, u.shape[:2])
         padding = None
         if mask is not None:
             padding = compact(mask)
             u = padding.apply(u)
             segment_ids = padding.ids(segment_ids)
         state = self.init_state(u.shape[0]) if state is None else state
+        state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
 
         conv_in, z = jnp.split(self.in_proj(u), 2, axis=-1)
         x, window = self.conv1d(conv_in, state=state.conv, segment_ids=segment_ids, return_state=True)
@@ -142,7 +147,7 @@ class Mamba(nnx.Module):
         )
         y = self.out_proj(y)
         y = y if padding is None else padding.undo(y)
-        return (y, MambaState(window, ssm)) if return_state else y
+        return (y, leave_state(MambaState(window, ssm), segment)) if return_state else y
 
     def init_state(self, batch: int) -> MambaState:
         """The state before the first token: zeros.
@@ -153,12 +158,16 @@ class Mamba(nnx.Module):
         e, n, k = self.size.inner, self.size.d_state, self.size.d_conv
         return MambaState(jnp.zeros((batch, k - 1, e), self.dtype), jnp.zeros((batch, e, n), jnp.float32))
 
-    def step(self, u: Array, state: MambaState) -> tuple[Float[Array, "b d"], MambaState]:
+    def step(
+        self, u: Array, state: MambaState | PackedState, *, segment_ids: Int[Array, " b"] | None = None
+    ) -> tuple[Float[Array, "b d"], MambaState | PackedState]:
         """Mixes one token.
 
         Args:
             u: (b d), the token.
             state: The state before it, from `init_state`, from `step` or from a call with `return_state=True`.
+            segment_ids: (b), the packed sequence that the token belongs to; another one than that of the state starts
+                anew.
 
         Returns:
             (b d) and the state after it.
@@ -170,5 +179,7 @@ class Mamba(nnx.Module):
             raise errors.bad_shape(
                 "Mamba.step", "u", u, "(b, d), one token a row", "Call the layer itself for a sequence."
             )
-        y, state = self(u[:, None], state=state, return_state=True)
+        check_segment_ids("Mamba.step", segment_ids, u.shape[:1])
+        ids = None if segment_ids is None else segment_ids[:, None]
+        y, state = self(u[:, None], segment_ids=ids, state=state, return_state=True)
         return y[:, 0], state
