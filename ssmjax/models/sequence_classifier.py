@@ -13,6 +13,7 @@ from ssmjax import errors
 from ssmjax.layers.common.checks import check_array, check_lengths, check_mask
 from ssmjax.layers.common.gates import GateKind, Gelu
 from ssmjax.layers.common.norms import BatchNorm, make_norm
+from ssmjax.layers.common.parameters import with_kinds
 from ssmjax.layers.common.pooling import Pool, pool
 from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.layers.common.token_encoder import TokenEncoder
@@ -205,7 +206,7 @@ class SequenceClassifier(nnx.Module):
         d = config.d_model
         if config.vocab_size is None:
             options = dict(use_bias=config.encoder_bias, dtype=config.dtype, rngs=rngs)
-            self.encoder = nnx.Linear(config.in_features, d, **options)
+            self.encoder = with_kinds(nnx.Linear(config.in_features, d, **options))
         else:
             self.encoder = TokenEncoder(config.vocab_size, d, use_bias=config.encoder_bias, rngs=rngs)
         norm_options = {"eps": config.norm_eps}
@@ -230,8 +231,8 @@ class SequenceClassifier(nnx.Module):
         self.layers = make_stack(block, config.depth, rngs)
         self.norm = make_norm(config.norm, d, **norm_options) if config.final_norm else None
         if config.documents == 2:
-            self.compare = nnx.Linear(4 * d, d, rngs=rngs)
-        self.head = nnx.Linear(d, config.outputs, rngs=rngs)
+            self.compare = with_kinds(nnx.Linear(4 * d, d, rngs=rngs))
+        self.head = with_kinds(nnx.Linear(d, config.outputs, rngs=rngs), kernel="head")
 
     def __call__(
         self,

@@ -14,6 +14,7 @@ from jax.nn import initializers
 
 from ssmjax.layers.common.drop_path import drop_path, drop_path_rates, dropout
 from ssmjax.layers.common.norms import add_norm, make_norm
+from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.layers.common.rope import apply_rope, axial_rope_table
 from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.layers.selective.bimamba import BiMamba
@@ -202,7 +203,7 @@ class VimBlock(nnx.Module):
             rngs=rngs,
         )
         scale = config.layer_scale
-        self.gamma = None if scale is None else nnx.Param(jnp.full((config.d_model,), scale, jnp.float32))
+        self.gamma = None if scale is None else parameter(jnp.full((config.d_model,), scale, jnp.float32), "scale")
 
     def __call__(self, hidden: Tokens, residual: Tokens) -> tuple[Tokens, Tokens]:
         """The mixer's output for `residual + hidden`, and that sum."""
@@ -240,11 +241,13 @@ class Vim(nnx.Module):
             self.patch_embed = PatchEmbed(d, patch_size=config.patch_size, stride=config.step, **options)
         names = {"none": (), "double": ("cls_token_head", "cls_token_tail")}.get(config.class_token, ("cls_token",))
         for name in names:
-            setattr(self, name, nnx.Param(draw(rngs.params(), (1, 1, d))))
-        self.pos_embed = nnx.Param(draw(rngs.params(), (1, config.length, d))) if config.pos_embed else None
+            setattr(self, name, parameter(draw(rngs.params(), (1, 1, d)), "token"))
+        positions = (1, config.length, d)
+        self.pos_embed = parameter(draw(rngs.params(), positions), "position") if config.pos_embed else None
         self.layers = make_stack(lambda rngs: VimBlock(config, rngs=rngs), config.depth, rngs)
         self.norm_f = make_norm(config.norm, d, eps=config.norm_eps)
-        self.head = nnx.Linear(d, config.num_classes, kernel_init=draw, rngs=rngs) if config.num_classes else None
+        head = nnx.Linear(d, config.num_classes, kernel_init=draw, rngs=rngs) if config.num_classes else None
+        self.head = None if head is None else with_kinds(head, kernel="head")
 
     def __call__(
         self, images: Array, *, train: bool = False, key: PRNGKey | None = None

@@ -16,6 +16,7 @@ from flax import nnx
 
 from ssmjax.layers.common.drop_path import drop_path
 from ssmjax.layers.common.norms import make_norm
+from ssmjax.layers.common.parameters import with_kinds
 from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.vision.local_conv import LocalConv
@@ -180,7 +181,7 @@ class CompactVim(nnx.Module):
         strides = [1, *[2] * steps]  # the first convolution sees every pixel
         self.stem = nnx.data(
             [
-                nnx.Conv(before, after, (3, 3), stride, **options)
+                with_kinds(nnx.Conv(before, after, (3, 3), stride, **options))
                 for before, after, stride in zip(widths[:-1], widths[1:], strides, strict=True)
             ]
         )
@@ -193,10 +194,10 @@ class CompactVim(nnx.Module):
         )
         pairs = list(zip(config.widths[:-1], config.widths[1:], strict=True))
         self.down_norms = nnx.data([make_norm("layer", before, dtype=config.dtype) for before, _ in pairs])
-        self.downs = nnx.data([nnx.Conv(before, after, (3, 3), 2, **options) for before, after in pairs])
+        self.downs = nnx.data([with_kinds(nnx.Conv(before, after, (3, 3), 2, **options)) for before, after in pairs])
         self.norm_f = make_norm(config.norm, config.widths[-1])
         self.head = (
-            nnx.Linear(config.widths[-1], config.num_classes, kernel_init=_DRAW, rngs=rngs)
+            with_kinds(nnx.Linear(config.widths[-1], config.num_classes, kernel_init=_DRAW, rngs=rngs), kernel="head")
             if config.num_classes
             else None
         )

@@ -11,7 +11,7 @@ import numpy as np
 from ssmjax.errors import bad_argument
 from ssmjax.training.losses import softmax_cross_entropy
 from ssmjax.training.state import Arrays, Layout, split_model
-from ssmjax.training.step import Batch, Metrics, Prepare
+from ssmjax.training.step import Batch, Metrics, Prepare, call_prepare
 
 __all__ = ["MetricFn", "classification_sums", "evaluate"]
 
@@ -73,7 +73,7 @@ def evaluate(
     >>> evaluate(model, [{"image": images, "label": np.array([0, 1, 0]), "mask": mask}])["accuracy"]
     0.5
     """
-    layout, params, rest = split_model(model)
+    layout, params, rest, _ = split_model(model)
     add = _compiled(layout, metric_fn, prepare)
     totals = None
     for batch in batches:
@@ -94,7 +94,7 @@ def _compiled(
 ) -> Callable[[Arrays, Arrays, Batch], Metrics]:
     @jax.jit
     def sums(params: Arrays, rest: Arrays, batch: Batch) -> Metrics:
-        batch = batch if prepare is None else prepare(batch, None, False)
+        batch = batch if prepare is None else call_prepare(prepare, batch, None, False, 1.0)
         return metric_fn(layout.merge(params, rest), batch)
 
     return sums

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from ssmjax.checkpoints.manifest import write_atomically
 from ssmjax.checkpoints.store import CheckpointStore
@@ -20,7 +22,7 @@ from ssmjax.training.journal import Journal
 from ssmjax.training.prefetch import Prefetcher
 from ssmjax.training.profiling import ProfileWindow
 from ssmjax.training.recorder import Recorder
-from ssmjax.training.state import TrainState, commit, split_model
+from ssmjax.training.state import Arrays, TrainState, commit, split_model
 from ssmjax.training.step import Batch, Loss, Metrics, Prepare, init_state, make_step
 
 __all__ = ["FitConfig", "FitResult", "fit"]
@@ -42,6 +44,8 @@ class FitConfig:
         fresh: Delete the checkpoints that are there and start anew, instead of resuming.
         ema_decay: The decay of the moving average of the parameters; None keeps none.
         max_bad_steps: How many steps in a row may be skipped because the loss or the gradients were not finite.
+        loss_scaling: Whether the loss is multiplied by a scale that adapts, so that gradients in float16 neither vanish
+            nor overflow (Micikevicius et al. 2018, section 3.2). None does so for a model that computes in float16.
         time_limit: Seconds after which the loop saves and returns, for a later call to go on; None sets no limit.
         progress: Whether to show a progress bar.
         unit: What an example is called there.
@@ -61,6 +65,7 @@ class FitConfig:
     fresh: bool = False
     ema_decay: float | None = None
     max_bad_steps: int = 10
+    loss_scaling: bool | None = None
     time_limit: float | None = None
     progress: bool = True
     unit: str = "examples"
@@ -70,6 +75,8 @@ class FitConfig:
     def __post_init__(self) -> None:
         where = "FitConfig"
         require_flags(where, fresh=self.fresh, progress=self.progress)
+        if self.loss_scaling is not None:
+            require_flags(where, loss_scaling=self.loss_scaling)
         least_of = {"seed": 0, "log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1, "max_bad_steps": 1}
         for name, least in least_of.items():
             as_int(where, name, getattr(self, name), least=least)
@@ -125,6 +132,7 @@ def fit(
     optimizer: optax.GradientTransformation,
     config: FitConfig = FitConfig(),
     prepare: Prepare | None = None,
+    trainable: Any = None,
     eval_fn: Callable[[Any, int], Mapping[str, Any]] | None = None,
     run_config: Mapping[str, Any] | None = None,
 ) -> FitResult:
@@ -140,7 +148,11 @@ def fit(
         steps: How many steps there are in all.
         optimizer: Any optax transformation, such as `ssmjax.training.optim.adamw`.
         config: How to run the loop.
-        prepare: `prepare(batch, key, train)`, applied to each batch inside the compiled step.
+        prepare: `prepare(batch, key, train)`, applied to each batch inside the compiled step. If it has an argument
+            `progress`, it also gets the share of the steps that is done.
+        trainable: Which `nnx.Param` variables are trained, a filter of NNX such as `nnx.PathContains("projector")`;
+            None trains all. The others, a frozen teacher or tower, have no gradient, no optimizer state and no moving
+            average, and are not in the checkpoints: a resumed run takes them from the model that it is given.
         eval_fn: `eval_fn(model, step)` returns numbers to record. The model has the moving average if there is one, and
             its arrays are valid during the call only.
         run_config: What else a checkpoint must agree with to be resumed from, as JSON can hold it.
@@ -164,30 +176,46 @@ def fit(
     """
     if steps < 1:
         raise bad_argument("fit", "steps", steps, "at least 1")
-    layout, params, rest = split_model(model)
-    state = commit(init_state(params, rest, optimizer, seed=config.seed, ema=config.ema_decay is not None))
-    train_step = make_step(
-        layout, loss, optimizer, prepare=prepare, ema_decay=config.ema_decay, max_bad_steps=config.max_bad_steps
+    scaling = _computes_in_float16(model) if config.loss_scaling is None else config.loss_scaling
+    layout, params, rest, frozen = split_model(model, trainable)
+    state = init_state(
+        params,
+        rest,
+        optimizer,
+        seed=config.seed,
+        ema=config.ema_decay is not None,
+        layout=layout,
+        loss_scaling=scaling,
     )
+    train_step = make_step(
+        layout,
+        loss,
+        optimizer,
+        prepare=prepare,
+        ema_decay=config.ema_decay,
+        max_bad_steps=config.max_bad_steps,
+        steps=steps,
+    )
+    identity = {"seed": config.seed, "ema_decay": config.ema_decay, **({"loss_scaling": True} if scaling else {})}
     # Through JSON, because it is compared with what a checkpoint holds.
-    identity = json.loads(json.dumps({"seed": config.seed, "ema_decay": config.ema_decay, **(run_config or {})}))
+    identity = json.loads(json.dumps({**identity, **(run_config or {})}))
 
     def evaluate(state: TrainState, done: int) -> Mapping[str, Any]:
         best = state.params if state.ema is None else state.ema
-        return eval_fn(layout.merge(best, state.rest), done) if eval_fn else {}
+        return eval_fn(layout.merge(best, state.rest, frozen), done) if eval_fn else {}
 
     try:
         with contextlib.ExitStack() as stack:
-            run = _open(stack, state, batch_fn, steps, config, identity)
-            state, seconds = _loop(run, train_step, steps, config, evaluate if eval_fn else None)
+            run = _open(stack, commit(state), batch_fn, steps, config, identity)
+            state, seconds = _loop(run, train_step, frozen, steps, config, evaluate if eval_fn else None)
     except TrainingDiverged as error:
         if config.checkpoint_dir:
             write_atomically(Path(config.checkpoint_dir) / "diverged.json", json.dumps(error.report, indent=1) + "\n")
         raise
     return FitResult(
         state=state,
-        model=layout.merge(state.params, state.rest),
-        ema_model=None if state.ema is None else layout.merge(state.ema, state.rest),
+        model=layout.merge(state.params, state.rest, frozen),
+        ema_model=None if state.ema is None else layout.merge(state.ema, state.rest, frozen),
         train=run.recorder.of_kind("train"),
         evals=run.recorder.of_kind("eval"),
         finished=int(state.step) >= steps,
@@ -238,7 +266,8 @@ def _open(
 
 def _loop(
     run: _Run,
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    train_step: Callable[..., tuple[TrainState, Metrics]],
+    frozen: Arrays,
     steps: int,
     config: FitConfig,
     evaluate: Callable[[TrainState, int], Mapping[str, Any]] | None,
@@ -250,9 +279,9 @@ def _loop(
         batch = run.batches.next()
         if compiled is None:
             journal.compiling(batch)
-            compiled = _compile(train_step, state, batch)
+            compiled = _compile(train_step, state, batch, frozen)
         run.profile.before(done)
-        state, metrics = _call(compiled, state, batch, done)
+        state, metrics = _call(compiled, state, batch, frozen, done)
         journal.tick()
         last, stopped = done == steps, run.stop.received is not None or _out_of_time(called, config.time_limit)
         if done == 1 or last or done % config.log_every == 0:
@@ -270,6 +299,12 @@ def _loop(
             break
     journal.flush()
     return state, time.perf_counter() - began
+
+
+def _computes_in_float16(model: Any) -> bool:
+    """Whether a module of the model has float16 as the dtype of its computation."""
+    modules = (module for _, module in nnx.iter_graph(model) if isinstance(module, nnx.Module))
+    return any(getattr(module, "dtype", None) == jnp.float16 for module in modules)
 
 
 def _out_of_time(called: float, limit: float | None) -> bool:
@@ -303,17 +338,19 @@ def _resume(
     return restored, start, metadata["seconds"]
 
 
-def _compile(train_step: Callable[..., Any], state: TrainState, batch: Batch) -> jax.stages.Compiled:
+def _compile(train_step: Callable[..., Any], state: TrainState, batch: Batch, frozen: Arrays) -> jax.stages.Compiled:
     """Compiles the step ahead of time, so that there can be no second compilation later."""
     began = time.perf_counter()
-    compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+    compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch, frozen).compile()
     logger.info("Compiled the training step in %.1f s.", time.perf_counter() - began)
     return compiled
 
 
-def _call(compiled: jax.stages.Compiled, state: TrainState, batch: Batch, done: int) -> tuple[TrainState, Metrics]:
+def _call(
+    compiled: jax.stages.Compiled, state: TrainState, batch: Batch, frozen: Arrays, done: int
+) -> tuple[TrainState, Metrics]:
     try:
-        return compiled(state, batch)
+        return compiled(state, batch, frozen)
     except TypeError as error:
         shapes = jax.tree.map(shape_of, batch)
         raise ValueError(

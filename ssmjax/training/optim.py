@@ -1,14 +1,20 @@
-"""AdamW with warm-up, cosine decay, clipping, and no weight decay where the original recipes have none."""
+"""AdamW with warm-up, cosine decay, clipping, and no weight decay where the original recipes have none.
+
+What a parameter is, it says itself (`ssmjax.layers.common.parameters`); names are for parameters that do not.
+"""
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
 
 import jax
 import optax
+from flax import nnx
 
-from ssmjax.errors import as_int, as_nonnegative, bad_argument
+from ssmjax.errors import as_int, as_nonnegative, bad_argument, unknown_name
+from ssmjax.layers.common.parameters import ParameterKind
+from ssmjax.training.parameter_info import ParameterInfo, info_at, parameter_info, path_parts
 
 __all__ = ["NO_DECAY", "ParameterGroup", "adamw", "decay_mask", "warmup_cosine"]
 
@@ -21,7 +27,8 @@ NO_DECAY: Mapping[str, str] = {
     "position and class embedding": r".*(pos|position)_embed.*|(cls|dist|class)_token(_.*)?",
     "layer scale": r"gamma(_\d+)?|layer_scale\d*|ls\d*",
 }
-"""Parameters without weight decay, by kind: a pattern that one part of the parameter's path matches in full.
+"""Parameters without weight decay, for those that do not say what they are: a pattern that one part of the parameter's
+path matches in full.
 
 Norms and biases as in every recipe; A, D and the step size dt as in Mamba and S4, and what the LRU has in their place,
 where decay would pull the state's time constants to those of a parameter of zero; embeddings and layer scale as in Vim
@@ -39,14 +46,17 @@ class ParameterGroup:
         pattern: A regular expression that one part of the parameter's path matches in full.
         peak: The peak learning rate; the shape of the schedule is that of all others.
         weight_decay: The weight decay of the whole group.
+        kinds: The kinds of parameters that belong to the group. Where a parameter says what it is, they decide in place
+            of the pattern.
 
     Raises:
-        ValueError: The pattern is no regular expression, or a rate is negative or no number.
+        ValueError: The pattern is no regular expression, a kind is unknown, or a rate is negative or no number.
     """
 
     pattern: str
     peak: float
     weight_decay: float = 0.0
+    kinds: tuple[ParameterKind, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -55,18 +65,28 @@ class ParameterGroup:
             raise bad_argument("ParameterGroup", "pattern", self.pattern, "a regular expression", f"{error}.") from None
         for name in ("peak", "weight_decay"):
             as_nonnegative("ParameterGroup", name, getattr(self, name))
+        for kind in self.kinds:
+            if kind not in get_args(ParameterKind):
+                raise unknown_name("kind of parameter", kind, get_args(ParameterKind))
+
+    def holds(self, parts: Sequence[str], info: ParameterInfo) -> bool:
+        """Whether a parameter belongs to it, by its path and what is known of it."""
+        if self.kinds and info.kind is not None:
+            return info.kind in self.kinds
+        return any(re.fullmatch(self.pattern, part) for part in parts)
 
 
-def _parts(path: Sequence[Any]) -> list[str]:
-    """The parts of a parameter's path, in a nested tree or in a flat dictionary with dots in its names."""
-    return jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+Known = Mapping[str, ParameterInfo] | None
+"""What is known of the parameters, by path; None takes what `fit` says of them."""
 
 
-def decay_mask(params: Any) -> Any:
-    """Says for each parameter whether weight decay applies to it, by the table `NO_DECAY`.
+def decay_mask(params: Any, known: Known = None) -> Any:
+    """Says for each parameter whether weight decay applies to it, by what it says itself, else by the table `NO_DECAY`.
 
     Args:
-        params: A pytree of parameters with the names of the original models.
+        params: A pytree of parameters with the names of the original models; or an `nnx.State`, whose variables say
+            what they are.
+        known: From `parameter_info`, for a tree of bare arrays.
 
     Returns:
         The same tree of booleans.
@@ -74,7 +94,15 @@ def decay_mask(params: Any) -> Any:
     >>> decay_mask({"mixer": {"A_log": 0, "in_proj": {"kernel": 0, "bias": 0}}})
     {'mixer': {'A_log': False, 'in_proj': {'bias': False, 'kernel': True}}}
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: not any(map(_NO_DECAY.fullmatch, _parts(path))), params)
+    if known is None and isinstance(params, nnx.State):
+        known = parameter_info(params)
+
+    def decayed(path: Sequence[Any], _: Any) -> bool:
+        parts = path_parts(path)
+        decay = info_at(parts, known).decay
+        return not any(map(_NO_DECAY.fullmatch, parts)) if decay is None else decay
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def warmup_cosine(peak: float, steps: int, warmup_steps: int = 0, end: float = 0.0) -> optax.Schedule:
@@ -114,6 +142,7 @@ def adamw(
     b2: float = 0.999,
     eps: float = 1e-8,
     groups: Sequence[ParameterGroup] = (),
+    model: nnx.Module | None = None,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019, algorithm 2) with warm-up, cosine decay, clipping and `decay_mask`.
 
@@ -128,6 +157,8 @@ def adamw(
         b2: The decay of the second moment.
         eps: Added to the root of the second moment.
         groups: Parameters treated otherwise; the first group that matches counts.
+        model: The model whose parameters it is for, in a loop of your own such as `nnx.Optimizer(model, adamw(...))`:
+            its parameters say what they are. `fit` knows its model, and needs none here.
 
     Returns:
         An optax transformation for any pytree of parameters.
@@ -143,33 +174,82 @@ def adamw(
     >>> [round(float(update), 4) for update in updates["kernel"]]
     [-0.1, -0.1, -0.1]
     """
-    for name, value in {"peak": peak, "weight_decay": weight_decay, "end": end, "eps": eps}.items():
-        as_nonnegative("adamw", name, value)
-    for name, value in {"b1": b1, "b2": b2}.items():
-        if not as_nonnegative("adamw", name, value) < 1:
-            raise bad_argument("adamw", name, value, "less than 1")
-    if clip_norm is not None:
-        as_nonnegative("adamw", "clip_norm", clip_norm, positive=True, remedy="None does not clip.")
-    if not isinstance(groups, Sequence) or not all(isinstance(group, ParameterGroup) for group in groups):
-        raise bad_argument("adamw", "groups", groups, "a sequence of ParameterGroup")
-
-    def one(group_peak: float, decay: float, mask: Any) -> optax.GradientTransformation:
-        schedule = warmup_cosine(group_peak, steps, warmup_steps, end * group_peak / peak if peak else end)
-        return optax.adamw(schedule, b1, b2, eps, weight_decay=decay, mask=mask)
-
-    transforms = {str(i): one(group.peak, group.weight_decay, None) for i, group in enumerate(groups)}
-    default = one(peak, weight_decay, decay_mask)
-    chosen = optax.partition({**transforms, "default": default}, _labels(groups)) if groups else default
+    check_rates("adamw", peak, end, weight_decay, b1, b2, eps, clip_norm, groups)
+    known = None if model is None else parameter_info(model)
+    adam = AdamParts(peak, steps, warmup_steps, end, b1, b2, eps)
+    default = adam.transform(peak, weight_decay, lambda params: bare_mask(params, known))
+    chosen = partitioned({"default": default}, lambda parts, info, leaf: "default", adam, groups, known)
     return optax.chain(optax.clip_by_global_norm(clip_norm), chosen) if clip_norm is not None else chosen
 
 
-def _labels(groups: Sequence[ParameterGroup]) -> Any:
-    """The function that names the group of each parameter, as `optax.partition` wants it."""
+@dataclasses.dataclass(frozen=True)
+class AdamParts:
+    """What the AdamW of each group has in common."""
 
-    def label(path: Sequence[Any], _: Any) -> str:
-        for i, group in enumerate(groups):
-            if any(re.fullmatch(group.pattern, part) for part in _parts(path)):
-                return str(i)
-        return "default"
+    peak: float
+    steps: int
+    warmup_steps: int
+    end: float
+    b1: float
+    b2: float
+    eps: float
 
-    return lambda params: jax.tree_util.tree_map_with_path(label, params)
+    def schedule(self, peak: float) -> optax.Schedule:
+        """That of a group: the common shape, with its own peak."""
+        return warmup_cosine(
+            peak, self.steps, self.warmup_steps, self.end * peak / self.peak if self.peak else self.end
+        )
+
+    def transform(self, peak: float, decay: float, mask: Any) -> optax.GradientTransformation:
+        """AdamW with a peak, a weight decay and a mask of where it applies."""
+        return optax.adamw(self.schedule(peak), self.b1, self.b2, self.eps, weight_decay=decay, mask=mask)
+
+
+def partitioned(
+    transforms: Mapping[str, optax.GradientTransformation],
+    label: Callable[[Sequence[str], ParameterInfo, Any], str],
+    adam: AdamParts,
+    groups: Sequence[ParameterGroup],
+    known: Known,
+) -> optax.GradientTransformation:
+    """One transformation for all: that of the first group that holds a parameter, else the one that `label` names."""
+    own = {str(i): adam.transform(group.peak, group.weight_decay, None) for i, group in enumerate(groups)}
+    everything = {**own, **transforms}
+    if len(everything) == 1:
+        return next(iter(everything.values()))
+
+    def name(path: Sequence[Any], leaf: Any) -> str:
+        parts = path_parts(path)
+        info = info_at(parts, known)
+        found = (str(i) for i, group in enumerate(groups) if group.holds(parts, info))
+        return next(found, None) or label(parts, info, leaf)
+
+    return optax.partition(everything, lambda params: jax.tree_util.tree_map_with_path(name, params))
+
+
+def bare_mask(params: Any, known: Known) -> Any:
+    """As `decay_mask`, the same with and without variables around the arrays: `nnx.Optimizer` takes them off."""
+    return decay_mask(params, {} if known is None and isinstance(params, nnx.State) else known)
+
+
+def check_rates(
+    where: str,
+    peak: float,
+    end: float,
+    weight_decay: float,
+    b1: float,
+    b2: float,
+    eps: float,
+    clip_norm: float | None,
+    groups: Sequence[ParameterGroup],
+) -> None:
+    """Raises `ValueError` for a number that is none, or groups that are none."""
+    for name, value in {"peak": peak, "weight_decay": weight_decay, "end": end, "eps": eps}.items():
+        as_nonnegative(where, name, value)
+    for name, value in {"b1": b1, "b2": b2}.items():
+        if not as_nonnegative(where, name, value) < 1:
+            raise bad_argument(where, name, value, "less than 1")
+    if clip_norm is not None:
+        as_nonnegative(where, "clip_norm", clip_norm, positive=True, remedy="None does not clip.")
+    if not isinstance(groups, Sequence) or not all(isinstance(group, ParameterGroup) for group in groups):
+        raise bad_argument(where, "groups", groups, "a sequence of ParameterGroup")

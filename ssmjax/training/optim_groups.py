@@ -1,5 +1,7 @@
 """The parameter groups of S4 and of S5, as data for `adamw(groups=...)`.
 
+Parameters that say what they are belong to a group by their kind, others by their name.
+
 Both give the state space's own parameters a small learning rate and no weight decay; they differ in which these are.
 """
 
@@ -15,7 +17,8 @@ _S4_STATE = r"A_real|A_imag|B|P|W|Lambda|Lambda_(log_neg_re|im|log_im)|log_A_rea
 _S5_SPECTRUM = r"Lambda_re|Lambda_im|nu_log|theta_log|gamma_log"
 _S5_STEP = r"log_step"
 _S5_INPUT = r"B|B_re|B_im"
-_S5_OUTPUT = r"C[12]?|C[12]?_(re|im)|D"
+_S5_OUTPUT = r"C[12]?|C[12]?_(re|im)"
+_S5_SKIP = r"D"
 
 S5_MODES = ("standard", "BandCdecay", "BfastandCdecay", "noBCdecay")
 """The names of S5's `opt_config`."""
@@ -54,11 +57,11 @@ def s4_groups(
     given = {"step_rate": step_rate, "output_rate": output_rate, "global_rate": global_rate}
     _check("s4_groups", given, state_rate=state_rate, weight_decay=weight_decay)
     groups = (
-        ParameterGroup(_S4_STEP, state_rate if step_rate is None else step_rate),
-        ParameterGroup(_S4_STATE, state_rate),
+        ParameterGroup(_S4_STEP, state_rate if step_rate is None else step_rate, kinds=("dt",)),
+        ParameterGroup(_S4_STATE, state_rate, kinds=("A", "B", "P")),
     )
-    groups += () if output_rate is None else (ParameterGroup("C", output_rate),)
-    return groups if global_rate is None else (*groups, ParameterGroup("D", global_rate, weight_decay))
+    groups += () if output_rate is None else (ParameterGroup("C", output_rate, kinds=("C",)),)
+    return groups if global_rate is None else (*groups, ParameterGroup("D", global_rate, weight_decay, kinds=("D",)))
 
 
 def s5_groups(
@@ -98,12 +101,12 @@ def s5_groups(
         raise ValueError(f"{unknown_name('mode of s5_groups', mode, S5_MODES)}{remedy}")
     require_flags("s5_groups", dt_global=dt_global)
     _check("s5_groups", {"global_rate": global_rate}, state_rate=state_rate, weight_decay=weight_decay)
-    small = [_S5_SPECTRUM]
-    small += [] if dt_global else [_S5_STEP]
-    small += [_S5_INPUT] if mode in ("standard", "noBCdecay") else []
-    small += [_S5_OUTPUT] if mode == "noBCdecay" else []
-    groups = [ParameterGroup(_S5_INPUT, state_rate, weight_decay)] if mode == "BandCdecay" else []
-    groups.append(ParameterGroup("|".join(small), state_rate))
+    small = {"A": _S5_SPECTRUM}
+    small |= {} if dt_global else {"dt": _S5_STEP}
+    small |= {"B": _S5_INPUT} if mode in ("standard", "noBCdecay") else {}
+    small |= {"C": _S5_OUTPUT, "D": _S5_SKIP} if mode == "noBCdecay" else {}
+    groups = [ParameterGroup(_S5_INPUT, state_rate, weight_decay, ("B",))] if mode == "BandCdecay" else []
+    groups.append(ParameterGroup("|".join(small.values()), state_rate, kinds=tuple(small)))
     return (*groups, *([] if global_rate is None else [ParameterGroup(".*", global_rate, weight_decay)]))
 
 

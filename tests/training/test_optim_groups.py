@@ -10,6 +10,7 @@ from flax import nnx
 import ssmjax
 from ssmjax.training.optim import adamw
 from ssmjax.training.optim_groups import S5_MODES, s4_groups, s5_groups
+from ssmjax.training.parameter_info import ParameterInfo, parameter_info
 
 SCHOOLS = {
     "s4": {"kernel.inv_dt", "kernel.A_real", "kernel.A_imag", "kernel.B", "kernel.P"},
@@ -44,6 +45,20 @@ def moved(groups, rate, params, **options):
     """The names of the state space's parameters that move by this much."""
     found = step_sizes(groups, params, **options)
     return {name for name, size in found.items() if size == near(rate)}
+
+
+@pytest.mark.parametrize("layer", sorted(SCHOOLS))
+@pytest.mark.parametrize("mode", ["s4", *S5_MODES])
+def test_kinds_and_names_make_the_same_groups(layer, mode):
+    if (mode == "s4") != (layer in ("s4", "s4d", "dss", "s4nd")):
+        pytest.skip("of the other school")
+    groups = s4_groups(output_rate=1.0, global_rate=1.0) if mode == "s4" else s5_groups(mode, dt_global=layer == "s5")
+    model = nnx.eval_shape(lambda: ssmjax.create_model(f"{layer}_classifier_nano"))
+    for name, info in parameter_info(model).items():
+        parts = name.split(".")
+        assert info.kind is not None
+        for group in groups:
+            assert group.holds(parts, info) == group.holds(parts, ParameterInfo()), (name, group)
 
 
 @pytest.mark.parametrize("layer", sorted(SCHOOLS))

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors
 from ssmjax.layers.common.drop_path import shared_dropout
+from ssmjax.layers.common.parameters import with_kinds
 from ssmjax.shapes import Array, Float, PRNGKey
 
 __all__ = ["Gate", "GateKind", "Gelu"]
@@ -73,7 +74,7 @@ class Gate(nnx.Module):
         outputs = {"glu": {"out": 2}, "full_glu": {"out1": 1, "out2": 1}, "linear": {"out": 1}, "none": {}}
         for name, factor in outputs.get(kind, {"out2": 1}).items():
             options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-            setattr(self, name, nnx.Linear(channels * d_model, factor * d_model, **options))
+            setattr(self, name, with_kinds(nnx.Linear(channels * d_model, factor * d_model, **options)))
 
     def __call__(self, y: Float[Array, "b *s e"], *, key: PRNGKey | None = None) -> Float[Array, "b *s d"]:
         """Applies it to (b *s channels*d); with a `key`, dropout acts."""

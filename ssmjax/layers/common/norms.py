@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors
+from ssmjax.layers.common.parameters import parameter
 from ssmjax.shapes import Array, Bool, Float
 
 __all__ = ["BatchNorm", "LayerNorm", "RMSNorm", "add_norm", "make_norm"]
@@ -35,7 +36,7 @@ class RMSNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
-        self.scale = nnx.Param(jnp.ones((d_model,), param_dtype))
+        self.scale = parameter(jnp.ones((d_model,), param_dtype), "norm")
         self.eps = eps
         self.dtype = dtype
 
@@ -70,8 +71,8 @@ class LayerNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
-        self.scale = nnx.Param(jnp.ones((d_model,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((d_model,), param_dtype))
+        self.scale = parameter(jnp.ones((d_model,), param_dtype), "norm")
+        self.bias = parameter(jnp.zeros((d_model,), param_dtype), "norm")
         self.eps = eps
         self.dtype = dtype
 
@@ -118,8 +119,8 @@ class BatchNorm(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ):
         errors.require_flags("BatchNorm", unbiased=unbiased)
-        self.scale = nnx.Param(jnp.ones((d_model,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((d_model,), param_dtype))
+        self.scale = parameter(jnp.ones((d_model,), param_dtype), "norm")
+        self.bias = parameter(jnp.zeros((d_model,), param_dtype), "norm")
         self.mean = nnx.BatchStat(jnp.zeros((d_model,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((d_model,), jnp.float32))
         self.eps = eps

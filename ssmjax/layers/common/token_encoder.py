@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors
+from ssmjax.layers.common.parameters import parameter
 from ssmjax.shapes import Array, Float, Int
 
 __all__ = ["TokenEncoder"]
@@ -39,8 +40,9 @@ class TokenEncoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         errors.require_flags("TokenEncoder", use_bias=use_bias)
-        self.kernel = nnx.Param(d_model**-0.5 * jax.random.normal(rngs.params(), (vocab_size, d_model), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((d_model,), param_dtype)) if use_bias else None
+        table = d_model**-0.5 * jax.random.normal(rngs.params(), (vocab_size, d_model), param_dtype)
+        self.kernel = parameter(table, "embedding")
+        self.bias = parameter(jnp.zeros((d_model,), param_dtype), "bias") if use_bias else None
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[jax.Array, "b l d"]:
         """Encodes (b l) integers as (b l d) float32."""

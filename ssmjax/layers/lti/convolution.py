@@ -32,6 +32,7 @@ from ssmjax.layers.common.checks import (
 )
 from ssmjax.layers.common.mixer import PackedState, bare_state, begins_segment, enter_state, leave_state
 from ssmjax.layers.common.padding import compact
+from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.recurrence import Bidirectional
 from ssmjax.shapes import Array, Expanded, Float, Inexact, Int, Mask, SegmentIds, Tokens
 
@@ -99,7 +100,7 @@ class ConvolutionLayer(nnx.Module):
         self.d_model, self.channels = d_model, channels
         self.bidirectional = bidirectional
         self.dtype = as_float_dtype(self._name, dtype)
-        self.D = nnx.Param(jax.random.normal(rngs.params(), (channels, d_model), param_dtype))
+        self.D = parameter(jax.random.normal(rngs.params(), (channels, d_model), param_dtype), "D")
 
     def __call__(
         self,

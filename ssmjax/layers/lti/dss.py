@@ -13,6 +13,7 @@ from ssmjax import errors, ops
 from ssmjax.init.diagonal import DIAGONALS, diagonal_modes
 from ssmjax.init.step_size import log_step_size
 from ssmjax.layers.common.checks import as_sizes, check_rate, check_step_range, refuse_over
+from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.convolution import Bidirectional, ConvolutionLayer, longest
 from ssmjax.layers.lti.diagonal_steps import (
     EPSILON,
@@ -113,17 +114,19 @@ class DSSKernel(nnx.Module):
         self.discretization, self.parametrization, self.max_real = discretization, parametrization, max_real
         log_dt = log_step_size(rngs.params(), (d_model,), dt_min, dt_max)
         log_dt = jnp.stack([log_dt, log_dt], axis=-1) if separate_dt else log_dt
-        self.log_dt = nnx.Param(log_dt.astype(param_dtype))
-        self.W = nnx.Param(jax.random.normal(rngs.params(), (channels, d_model, d_state, 2), param_dtype))
+        self.log_dt = parameter(log_dt.astype(param_dtype), "dt")
+        # The product of B and C, which the original trains as S4 does B.
+        self.W = parameter(jax.random.normal(rngs.params(), (channels, d_model, d_state, 2), param_dtype), "B")
         modes = jnp.asarray(diagonal_modes(init, 2 * d_state)[0].conj(), jnp.complex64)
         if parametrization == "clip":
-            self.Lambda = nnx.Param(as_real(modes).astype(param_dtype))
+            self.Lambda = parameter(as_real(modes).astype(param_dtype), "A")
         else:
-            self.Lambda_log_neg_re = nnx.Param(jnp.log(-modes.real).astype(param_dtype))
+            self.Lambda_log_neg_re = parameter(jnp.log(-modes.real).astype(param_dtype), "A")
             if parametrization == "exp":
-                self.Lambda_im = nnx.Param(modes.imag.astype(param_dtype))
+                self.Lambda_im = parameter(modes.imag.astype(param_dtype), "A")
             else:
-                self.Lambda_log_im = nnx.Param(jnp.log(jnp.maximum(modes.imag, 1e-4)).astype(param_dtype))
+                log_im = jnp.log(jnp.maximum(modes.imag, 1e-4))
+                self.Lambda_log_im = parameter(log_im.astype(param_dtype), "A")
 
     def __call__(
         self, length: int, rate: float | Array = 1.0, over: Int[Array, " b"] | None = None

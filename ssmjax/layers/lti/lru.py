@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import ops
 from ssmjax.init.diagonal import lru_ring
+from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.lti.state_space import positive
 
@@ -73,15 +74,16 @@ class LRU(ScanLayer):
         super().__init__(d_model, d_state, bidirectional, dtype)
         d_model, d_state = self.d_model, self.modes
         ring = lru_ring(d_state, r_min=r_min, r_max=r_max, max_phase=max_phase, key=rngs.params())
-        self.nu_log, self.theta_log, self.gamma_log = (nnx.Param(v.astype(param_dtype)) for v in ring)
+        # gamma scales the input by what follows from A, and is trained like it.
+        self.nu_log, self.theta_log, self.gamma_log = (parameter(v.astype(param_dtype), "A") for v in ring)
 
-        def normal(shape, variance):
-            return nnx.Param(math.sqrt(variance) * jax.random.normal(rngs.params(), shape, param_dtype))
+        def normal(shape, variance, kind):
+            return parameter(math.sqrt(variance) * jax.random.normal(rngs.params(), shape, param_dtype), kind)
 
-        self.B_re, self.B_im = (normal((d_state, d_model), 0.5 / d_model) for _ in range(2))
+        self.B_re, self.B_im = (normal((d_state, d_model), 0.5 / d_model, "B") for _ in range(2))
         for name in _output_names(bidirectional):
-            setattr(self, name, normal((d_model, d_state), 1 / d_state))
-        self.D = normal((d_model,), 1)
+            setattr(self, name, normal((d_model, d_state), 1 / d_state, "C"))
+        self.D = normal((d_model,), 1, "D")
 
     def _matrices(self) -> Matrices:
         def complex_of(*names):

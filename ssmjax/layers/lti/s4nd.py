@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.layers.common.checks import as_float_dtype, as_sizes, check_array, check_options, check_rate
+from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.convolution import Bidirectional, longest
 from ssmjax.layers.lti.s4 import DPLRKernel
 from ssmjax.layers.lti.s4d import DiagonalKernel
@@ -102,7 +103,7 @@ class S4ND(nnx.Module):
             self.kernels = nnx.data([DPLRKernel(d_model, l_max=l, **options) for l in lengths])
         else:
             self.kernels = nnx.data([DiagonalKernel(d_model, **options) for _ in lengths])
-        self.D = nnx.Param(jax.random.normal(rngs.params(), (channels, d_model), param_dtype))
+        self.D = parameter(jax.random.normal(rngs.params(), (channels, d_model), param_dtype), "D")
 
     def __call__(self, x: Float[Array, "b ..."], *, rate: float | Sequence[float] = 1.0) -> Float[jax.Array, "b ..."]:
         """Convolves an image (b y x d) or a video (b z y x d).

@@ -12,6 +12,7 @@ from ssmjax import errors, ops
 from ssmjax.init.diagonal import block_diagonal_legs
 from ssmjax.init.step_size import log_step_size
 from ssmjax.layers.common.checks import as_sizes, check_step_range
+from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.lti.state_space import as_complex, positive
 from ssmjax.ops.kernels_s4.discretize import Rule, check_rule
@@ -108,13 +109,14 @@ class S5(ScanLayer):
         self.discretization = discretization
         self.clip_eigs = clip_eigs
 
-        self.Lambda_re = nnx.Param(jnp.asarray(modes.real, param_dtype))
-        self.Lambda_im = nnx.Param(jnp.asarray(modes.imag, param_dtype))
-        self.B = nnx.Param(_initial_B(rngs.params(), V_inverse, d_model).astype(param_dtype))
+        self.Lambda_re = parameter(jnp.asarray(modes.real, param_dtype), "A")
+        self.Lambda_im = parameter(jnp.asarray(modes.imag, param_dtype), "A")
+        self.B = parameter(_initial_B(rngs.params(), V_inverse, d_model).astype(param_dtype), "B")
         for name in ("C",) if bidirectional == "none" else ("C1", "C2"):
-            setattr(self, name, nnx.Param(_initial_C(rngs.params(), c_init, V, d_model).astype(param_dtype)))
-        self.D = nnx.Param(jax.random.normal(rngs.params(), (d_model,), param_dtype))
-        self.log_step = nnx.Param(log_step_size(rngs.params(), (self.modes, 1), dt_min, dt_max).astype(param_dtype))
+            setattr(self, name, parameter(_initial_C(rngs.params(), c_init, V, d_model).astype(param_dtype), "C"))
+        self.D = parameter(jax.random.normal(rngs.params(), (d_model,), param_dtype), "D")
+        log_step = log_step_size(rngs.params(), (self.modes, 1), dt_min, dt_max)
+        self.log_step = parameter(log_step.astype(param_dtype), "dt")
 
     def _matrices(self) -> Matrices:
         names = ("C",) if self.bidirectional == "none" else ("C1", "C2")

@@ -18,6 +18,7 @@ from ssmjax import errors
 from ssmjax.init.diagonal import state_space
 from ssmjax.init.step_size import inverse_softplus, log_step_size
 from ssmjax.layers.common.checks import as_sizes, check_step_range
+from ssmjax.layers.common.parameters import parameter
 from ssmjax.shapes import Array, Complex, Float, Inexact
 
 __all__ = ["TRANSFORMS", "Frozen", "StateSpaceParameters", "as_complex", "as_real", "positive"]
@@ -112,8 +113,9 @@ class StateSpaceParameters(nnx.Module):
         self.dt_transform, self.real_transform, self.imag_transform = dt_transform, real_transform, imag_transform
         self.bandlimit = bandlimit
 
-        def hold(group: str, value: jax.Array) -> nnx.Variable:
-            return (Frozen if group in frozen else nnx.Param)(value.astype(param_dtype))
+        def hold(kind: str, value: jax.Array) -> nnx.Variable:
+            value = value.astype(param_dtype)
+            return Frozen(value) if kind in frozen else parameter(value, kind)
 
         dt = jnp.exp(log_step_size(rngs.params(), (d_model, 1 if dt_tie else self.modes), dt_min, dt_max))
         self.inv_dt = hold("dt", TRANSFORMS[dt_transform][1](dt))

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, init, ops
+from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.shapes import Array, Expanded, Float, SegmentIds
 
 __all__ = ["MixerSize", "ShortConv", "branch_parts", "projection", "scan_inputs", "state_log"]
@@ -80,8 +81,8 @@ class ShortConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         draw = init.uniform(taps**-0.5)
-        self.kernel = nnx.Param(draw(rngs.params(), (taps, width), param_dtype))
-        self.bias = nnx.Param(draw(rngs.params(), (width,), param_dtype)) if use_bias else None
+        self.kernel = parameter(draw(rngs.params(), (taps, width), param_dtype), "filter")
+        self.bias = parameter(draw(rngs.params(), (width,), param_dtype), "bias") if use_bias else None
         self.dtype = dtype
 
     def __call__(
@@ -110,21 +111,14 @@ def projection(
     before: int, after: int, *, scale: float = 1.0, use_bias: bool = False, dtype, param_dtype, rngs: nnx.Rngs
 ) -> nnx.Linear:
     """A linear map with Mamba's initial values: uniform by fan-in times `scale`, and a zero bias if any."""
-    return nnx.Linear(
-        before,
-        after,
-        use_bias=use_bias,
-        kernel_init=init.fan_in_uniform(scale),
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-    )
+    options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    return with_kinds(nnx.Linear(before, after, use_bias=use_bias, kernel_init=init.fan_in_uniform(scale), **options))
 
 
 def state_log(size: MixerSize, param_dtype: DTypeLike) -> nnx.Param:
     """The parameter `A_log` (e n): `log(1..n)` in every channel. The scan uses `A = -exp(A_log)`."""
     rates = jnp.asarray(init.s4d_real_log(size.d_state), param_dtype)
-    return nnx.Param(jnp.broadcast_to(rates[None], (size.inner, size.d_state)))
+    return parameter(jnp.broadcast_to(rates[None], (size.inner, size.d_state)), "A")
 
 
 def branch_parts(
@@ -132,17 +126,18 @@ def branch_parts(
 ) -> dict[str, nnx.Module | nnx.Param]:
     """What one direction of a mixer owns, by the names that the original gives them (it appends `_b` backwards)."""
     e, options = size.inner, dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    dt_proj = nnx.Linear(
+        size.rank,
+        e,
+        kernel_init=init.uniform(size.rank**-0.5),
+        bias_init=init.step_size_bias(size.dt_min, size.dt_max, size.dt_floor),
+        **options,
+    )
     return {
         "conv1d": ShortConv(e, size.d_conv, use_bias=conv_bias, **options),
         "x_proj": projection(e, size.rank + 2 * size.d_state, **options),
-        "dt_proj": nnx.Linear(
-            size.rank,
-            e,
-            kernel_init=init.uniform(size.rank**-0.5),
-            bias_init=init.step_size_bias(size.dt_min, size.dt_max, size.dt_floor),
-            **options,
-        ),
-        "D": nnx.Param(jnp.ones((e,), param_dtype)),
+        "dt_proj": with_kinds(dt_proj, kernel="dt", bias="dt"),
+        "D": parameter(jnp.ones((e,), param_dtype), "D"),
     }
 
 

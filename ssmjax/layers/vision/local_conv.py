@@ -36,7 +36,7 @@ class LocalConv(nnx.Module):
         self, width: int, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         draw = jax.random.uniform(rngs.params(), (3, 3, width), param_dtype, -1 / 3, 1 / 3)
-        self.kernel = parameter(draw, "weight")
+        self.kernel = parameter(draw, "filter")
         self.bias = parameter(jnp.zeros((width,), param_dtype), "bias")
         self.dtype = dtype
 

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors
 from ssmjax.layers.common.norms import LayerNorm
+from ssmjax.layers.common.parameters import with_kinds
 from ssmjax.shapes import Array, Float
 
 __all__ = ["ConvStem", "PatchEmbed"]
@@ -47,7 +48,7 @@ class PatchEmbed(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.proj = nnx.Conv(
+        conv = nnx.Conv(
             in_channels,
             d_model,
             (patch_size, patch_size),
@@ -58,6 +59,7 @@ class PatchEmbed(nnx.Module):
             kernel_init=_DRAW,
             rngs=rngs,
         )
+        self.proj = with_kinds(conv)
 
     def __call__(self, images: Float[Array, "b y x channels"]) -> Float[Array, "b l d"]:
         """Tokens of channels-last images, row by row."""
@@ -107,12 +109,12 @@ class ConvStem(nnx.Module):
         widths = [in_channels, *(max(d_model >> i, 1) for i in reversed(range(steps)))]
         self.convs = nnx.data(
             [
-                nnx.Conv(before, after, (3, 3), 2, padding=1, kernel_init=_DRAW, **options)
+                with_kinds(nnx.Conv(before, after, (3, 3), 2, padding=1, kernel_init=_DRAW, **options))
                 for before, after in zip(widths[:-1], widths[1:], strict=True)
             ]
         )
         self.norms = nnx.data([LayerNorm(width, **options) for width in widths[1:]])
-        self.proj = nnx.Linear(d_model, d_model, kernel_init=_DRAW, **options)
+        self.proj = with_kinds(nnx.Linear(d_model, d_model, kernel_init=_DRAW, **options))
 
     def __call__(self, images: Float[Array, "b y x channels"]) -> Float[Array, "b l d"]:
         """Tokens of channels-last images, row by row."""
