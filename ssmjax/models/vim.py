@@ -234,13 +234,12 @@ class Vim(nnx.Module):
     def __init__(self, config: VimConfig, *, rngs: nnx.Rngs):
         self.config = config
         d, draw = config.d_model, _DRAW
-        options = dict(in_channels=config.in_channels, dtype=config.dtype, rngs=rngs)
-        if config.stem == "conv":
-            self.patch_embed = ConvStem(d, stride=config.step, **options)
-        else:
-            self.patch_embed = PatchEmbed(d, patch_size=config.patch_size, stride=config.step, **options)
-        names = {"none": (), "double": ("cls_token_head", "cls_token_tail")}.get(config.class_token, ("cls_token",))
-        for name in names:
+        options = dict(stride=config.step, in_channels=config.in_channels, dtype=config.dtype, rngs=rngs)
+        conv = config.stem == "conv"
+        self.patch_embed = ConvStem(d, **options) if conv else PatchEmbed(d, patch_size=config.patch_size, **options)
+        for name in {"none": (), "double": ("cls_token_head", "cls_token_tail")}.get(
+            config.class_token, ("cls_token",)
+        ):
             setattr(self, name, parameter(draw(rngs.params(), (1, 1, d)), "token"))
         positions = (1, config.length, d)
         self.pos_embed = parameter(draw(rngs.params(), positions), "position") if config.pos_embed else None
