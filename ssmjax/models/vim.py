@@ -1,7 +1,4 @@
-"""Vision Mamba (Vim): an image classifier of bidirectional Mamba blocks over patch tokens.
-
-"Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model" (https://arxiv.org/abs/2401.09417).
-"""
+"""Vision Mamba (Vim, https://arxiv.org/abs/2401.09417): bidirectional Mamba blocks over the patches of an image."""
 
 import dataclasses
 from typing import Literal, no_type_check
