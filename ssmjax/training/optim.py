@@ -1,19 +1,18 @@
 """AdamW with warm-up, cosine decay, clipping, and no weight decay where the original recipes have none.
 
-What a parameter is, it says itself (`ssmjax.layers.common.parameters`); names are for parameters that do not.
+What a parameter is, it says itself (`ssmjax.training.parameter_info`); names are for parameters that do not.
 """
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import optax
 from flax import nnx
 
-from ssmjax.errors import as_int, as_nonnegative, bad_argument, unknown_name
-from ssmjax.layers.common.parameters import ParameterKind
+from ssmjax.errors import as_int, as_nonnegative, bad_argument
 from ssmjax.training.parameter_info import ParameterInfo, info_at, parameter_info, path_parts
 
 __all__ = ["NO_DECAY", "ParameterGroup", "adamw", "decay_mask", "warmup_cosine"]
@@ -50,13 +49,13 @@ class ParameterGroup:
             of the pattern.
 
     Raises:
-        ValueError: The pattern is no regular expression, a kind is unknown, or a rate is negative or no number.
+        ValueError: The pattern is no regular expression, or a rate is negative or no number.
     """
 
     pattern: str
     peak: float
     weight_decay: float = 0.0
-    kinds: tuple[ParameterKind, ...] = ()
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -65,9 +64,6 @@ class ParameterGroup:
             raise bad_argument("ParameterGroup", "pattern", self.pattern, "a regular expression", f"{error}.") from None
         for name in ("peak", "weight_decay"):
             as_nonnegative("ParameterGroup", name, getattr(self, name))
-        for kind in self.kinds:
-            if kind not in get_args(ParameterKind):
-                raise unknown_name("kind of parameter", kind, get_args(ParameterKind))
 
     def holds(self, parts: Sequence[str], info: ParameterInfo) -> bool:
         """Whether a parameter belongs to it, by its path and what is known of it."""

@@ -127,7 +127,6 @@ def test_errors(options, message):
     [
         (("(", 1e-3), r"ParameterGroup: pattern must be a regular expression, got '\('"),
         ((None, 1e-3), "ParameterGroup: pattern must be a regular expression, got None"),
-        (("B", 1.0, 0.0, ("norms",)), "Unknown kind of parameter 'norms'. Did you mean 'norm'"),
         (("B", -1.0), "ParameterGroup: peak must be a finite number, at least 0, got -1.0"),
         (("B", 1.0, float("nan")), "ParameterGroup: weight_decay must be a finite number, at least 0, got nan"),
     ],
