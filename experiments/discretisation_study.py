@@ -21,8 +21,8 @@ import statistics
 import time
 from typing import Any
 
-from experiments import classifier, common, plots_studies, sequence
 from experiments.discretization_error import RULES, errors, order_text, stability
+from experiments.shared import classifier, common, plots_studies, sequence
 from ssmjax.errors import bad_argument
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.guards import TrainingDiverged

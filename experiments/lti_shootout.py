@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import classifier, common, plots_studies, sequence
+from experiments.shared import classifier, common, plots_studies, sequence
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.report import make_report, write_report
 from ssmjax.training.state import commit, split_model
@@ -113,10 +113,10 @@ def _cost(config: Config, task: sequence.Task, layer: str, length: int, repeats:
     """The time and the temporary memory of one training step on random sequences of a length."""
     own = dataclasses.replace(config, layer=layer)
     longest = {"l_max": length} if layer == "s4" else {}
-    layout, params, rest = split_model(sequence.build(own, task, 0, **SAME, **longest))
+    layout, params, rest, _ = split_model(sequence.build(own, task, 0, **SAME, **longest))
     optimizer = sequence.optimizer(own, 1000)
     step = make_step(layout, sequence.make_loss(0.0), optimizer)
-    state = commit(init_state(params, rest, optimizer, seed=0, ema=False))
+    state = commit(init_state(params, rest, optimizer, seed=0, ema=False, layout=layout))
     rng = np.random.default_rng(0)
     features = task.data.train["inputs"].shape[-1]
     batch = jax.device_put(

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import common, sequence
+from experiments.shared import common, sequence
 from ssmjax.data import SequenceData, sequence_data
 from ssmjax.data.synthetic import PATHFINDER, draw_pathfinder
 from ssmjax.errors import bad_argument

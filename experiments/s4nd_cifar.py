@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, sequence
+from experiments.shared import common, sequence
 from ssmjax.data import SequenceData, load_images, normalize, sequence_data
 from ssmjax.data.augment import random_crop, random_flip
 

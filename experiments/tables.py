@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import discretisation_study, lti_shootout
-from experiments.common import RESULTS
+from experiments import FORMER, discretisation_study, lti_shootout
+from experiments.shared.common import RESULTS
 
 __all__ = ["TABLES", "classifier_table", "main", "render", "sequence_table"]
 
@@ -88,7 +88,7 @@ def _one_by_one(table: Callable[[dict[str, Any]], str]) -> Table:
 TABLES: dict[str, tuple[tuple[str, ...], Table]] = {
     "vim_cifar": (("vim_cifar",), classifier_table),
     "sequences": (
-        ("s4_smnist", "s5_listops", "s5_scifar", "s4_spoken_digits", "s4nd_cifar", "pathfinder32"),
+        ("sequential_mnist", "listops", "sequential_cifar", "spoken_digits", "s4nd_cifar", "pathfinder32"),
         sequence_table,
     ),
     "lti_shootout": (("lti_shootout",), _one_by_one(lti_shootout.table)),
@@ -101,8 +101,12 @@ def render(name: str, folder: Path = RESULTS) -> str:
     """The table of a name in `TABLES`, from the results files of a folder, without smoke runs."""
     experiments, table = TABLES[name]
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    wanted = [record for record in records if record["name"] in experiments and not record["config"]["smoke"]]
-    return table(sorted(wanted, key=lambda record: experiments.index(record["name"])))
+    wanted = [record for record in records if _name(record) in experiments and not record["config"]["smoke"]]
+    return table(sorted(wanted, key=lambda record: experiments.index(_name(record))))
+
+
+def _name(record: dict[str, Any]) -> str:
+    return FORMER.get(record["name"], record["name"])
 
 
 def _constant(text: str) -> Callable[[re.Match[str]], str]:

@@ -171,4 +171,4 @@ What can be done:
   1. Download {_HOME}/archive/refs/tags/v1.0.10.tar.gz, put it as {_ARCHIVES[1]}
      into a folder DIR, and run again with --download-dir DIR
   2. Use a folder FOLDER in which TensorFlow Datasets prepared 'spoken_digit': --data-dir FOLDER
-  3. Use other data, which needs no download: python -m experiments.s4_spoken_digits --data touch_tones"""
+  3. Use other data, which needs no download: python -m experiments.spoken_digits --data touch_tones"""

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import classifier, common, pathfinder32, s4_smnist, s4_spoken_digits, s5_listops, sequence, tables
+from experiments import listops, pathfinder32, sequential_mnist, spoken_digits, tables
+from experiments.shared import classifier, common, sequence
 from ssmjax.data import sequence_data
 from ssmjax.training.optim_groups import S5_MODES, s5_groups
 
 pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries
 
 EXPERIMENTS = {
-    "s4_smnist": "digits",
-    "s5_scifar": "digits",
-    "s5_listops": "short",
-    "s4_spoken_digits": "touch_tones",
+    "sequential_mnist": "digits",
+    "sequential_cifar": "digits",
+    "listops": "short",
+    "spoken_digits": "touch_tones",
     "s4nd_cifar": "digits",
     "pathfinder32": "few",
     "lti_shootout": "digits",
@@ -70,16 +71,16 @@ def test_the_docstring_is_a_recipe(name):
 
 def test_claims_have_plain_names_and_others_a_digest(tmp_path):
     def named(**changed):
-        config = s4_smnist.Config(out_dir=tmp_path, runs_dir=tmp_path, **changed)
+        config = sequential_mnist.Config(out_dir=tmp_path, runs_dir=tmp_path, **changed)
         found, claim = (
-            sequence.resolve("x", c, s4_smnist.RECIPES)
-            for c in (config, s4_smnist.Config(data=config.data, out_dir=tmp_path, runs_dir=tmp_path))
+            sequence.resolve("x", c, sequential_mnist.RECIPES)
+            for c in (config, sequential_mnist.Config(data=config.data, out_dir=tmp_path, runs_dir=tmp_path))
         )
-        return classifier.result_name(["s4_smnist"], found, claim)
+        return classifier.result_name(["sequential_mnist"], found, claim)
 
-    assert named() == named(seeds=3) == named(minutes=2.0) == named(epochs=12) == "s4_smnist"
-    assert named(smoke=True) == "s4_smnist_smoke"
-    assert named(epochs=3).startswith("s4_smnist_") and named(epochs=3) != named(epochs=4)
+    assert named() == named(seeds=3) == named(minutes=2.0) == named(epochs=12) == "sequential_mnist"
+    assert named(smoke=True) == "sequential_mnist_smoke"
+    assert named(epochs=3).startswith("sequential_mnist_") and named(epochs=3) != named(epochs=4)
 
 
 def test_pixels_are_normalized_by_the_training_set():
@@ -115,11 +116,11 @@ def test_a_recording_is_only_varied_within_itself():
     inputs = jnp.sin(0.05 * time)[None, :, None] * (time < 300)[None, :, None]
     batch = jnp.broadcast_to(inputs, (8, 400, 1))
     lengths = jnp.full(8, 300)
-    same, unchanged = s4_spoken_digits.vary(jax.random.key(1), batch, lengths, speed=0.0, shift=0, noise=0.0)
+    same, unchanged = spoken_digits.vary(jax.random.key(1), batch, lengths, speed=0.0, shift=0, noise=0.0)
     ratio = same[:, 1:300, 0] / batch[:, 1:300, 0]
     np.testing.assert_allclose(ratio, jnp.broadcast_to(ratio[:, :1], ratio.shape), rtol=1e-4)  # only the loudness
     np.testing.assert_array_equal(unchanged, lengths)
-    varied, new = s4_spoken_digits.vary(jax.random.key(2), batch, lengths, speed=0.1, shift=40, noise=0.1)
+    varied, new = spoken_digits.vary(jax.random.key(2), batch, lengths, speed=0.1, shift=40, noise=0.1)
     chex.assert_shape(varied, batch.shape)
     assert 270 <= int(new.min()) < int(new.max()) <= 374
     for row, length in zip(varied, new, strict=True):
@@ -129,7 +130,7 @@ def test_a_recording_is_only_varied_within_itself():
 def test_a_slower_recording_is_the_same_wave_stretched():
     time = jnp.arange(400.0)
     batch = jnp.broadcast_to(jnp.sin(0.02 * time)[None, :, None], (16, 400, 1))
-    varied, lengths = s4_spoken_digits.vary(jax.random.key(3), batch, jnp.full(16, 200), speed=0.2, shift=0, noise=0.0)
+    varied, lengths = spoken_digits.vary(jax.random.key(3), batch, jnp.full(16, 200), speed=0.2, shift=0, noise=0.0)
     for row, length in zip(np.asarray(varied[..., 0]), np.asarray(lengths), strict=True):
         factor = 200 / length
         wanted = np.sin(0.02 * factor * np.arange(length - 2))
@@ -141,17 +142,17 @@ def test_every_recording_is_scaled_to_one_loudness():
     waves = np.zeros((2, 50, 1), np.int16)
     waves[0, :30], waves[1, :50] = 100, -2000
     batch = {"inputs": waves, "lengths": np.array([30, 50]), "label": np.zeros(2, np.int32)}
-    got = s4_spoken_digits.make_prepare()(batch, None, False)
+    got = spoken_digits.make_prepare()(batch, None, False)
     np.testing.assert_allclose(got["inputs"][0, :30], 1, rtol=1e-3)
     np.testing.assert_allclose(got["inputs"][1], -1, rtol=1e-3)
 
 
 def test_drawn_data_are_kept(tmp_path):
-    config = s5_listops.Config(data="short", smoke=True, runs_dir=tmp_path)
-    first = s5_listops.load(config)
+    config = listops.Config(data="short", smoke=True, runs_dir=tmp_path)
+    first = listops.load(config)
     (stored,) = (tmp_path / "data").iterdir()
     written = stored.stat().st_mtime_ns
-    second = s5_listops.load(config)
+    second = listops.load(config)
     assert stored.stat().st_mtime_ns == written
     for a, b in zip(first, second, strict=True):
         chex.assert_trees_all_equal(vars(a), vars(b))
@@ -202,18 +203,18 @@ def test_the_table_shows_what_was_published_and_leaves_out_smoke_runs(tmp_path):
     published = {"accuracy": 99.65, "label": "S5", "source": "arXiv"}
     for i, record in enumerate(
         [
-            _record("s5_listops", baseline={"accuracy": 37.1, "label": "first token only"}),
-            _record("s4_smnist", published=published),
-            _record("s4_smnist", config={"layer": "s5", "smoke": True}),
+            _record("listops", baseline={"accuracy": 37.1, "label": "first token only"}),
+            _record("sequential_mnist", published=published),
+            _record("sequential_mnist", config={"layer": "s5", "smoke": True}),
         ]
     ):
         (tmp_path / f"{i}.json").write_text(json.dumps(record))
     rows = tables.render("sequences", tmp_path).splitlines()[2:]
     assert rows == [
         "| sequential mnist | s5 | 784 | 12,345 | 50.00 ± 1.00 | 99.65 (S5, arXiv) | 2 | 1.5 | cpu | "
-        "`python -m experiments.s4_smnist` |",
+        "`python -m experiments.sequential_mnist` |",
         "| sequential mnist | s5 | 784 | 12,345 | 50.00 ± 1.00; first token only: 37.1 |  | 2 | 1.5 | cpu | "
-        "`python -m experiments.s5_listops` |",
+        "`python -m experiments.listops` |",
     ]
 
 
@@ -231,8 +232,8 @@ def test_smoke_run(name, tmp_path):
 @pytest.mark.slow
 def test_a_run_in_pieces_is_the_whole_run(tmp_path):
     def run(folder, **changed):
-        config = s4_smnist.Config(data="digits", smoke=True, out_dir=tmp_path, runs_dir=folder, progress=False)
-        return s4_smnist.main(dataclasses.replace(config, **changed))
+        config = sequential_mnist.Config(data="digits", smoke=True, out_dir=tmp_path, runs_dir=folder, progress=False)
+        return sequential_mnist.main(dataclasses.replace(config, **changed))
 
     whole = run(tmp_path / "whole")
     for _ in range(2):
@@ -255,20 +256,20 @@ def test_the_recorded_command_gives_the_same_settings(name):
 
 
 def test_the_mode_of_s5_decides_its_groups():
-    groups = {mode: sequence.groups(s5_listops.Config(s5_mode=mode)) for mode in S5_MODES}
+    groups = {mode: sequence.groups(listops.Config(s5_mode=mode)) for mode in S5_MODES}
     for mode, found in groups.items():
         assert found == s5_groups(mode, 1e-3)
     assert len(set(groups.values())) == len(S5_MODES)
 
 
 def test_a_smoke_run_takes_the_settings_that_it_is_given():
-    given = s4_smnist.Config(data="digits", smoke=True, d_model=24)
-    found = sequence.resolve("s4_smnist", given, s4_smnist.RECIPES)
+    given = sequential_mnist.Config(data="digits", smoke=True, d_model=24)
+    found = sequence.resolve("sequential_mnist", given, sequential_mnist.RECIPES)
     assert (found.d_model, found.depth, found.epochs) == (24, 2, 1)
     with pytest.raises(ValueError, match="d_state must be positive, got 0"):
-        sequence.resolve("s4_smnist", dataclasses.replace(given, d_state=0), s4_smnist.RECIPES)
+        sequence.resolve("sequential_mnist", dataclasses.replace(given, d_state=0), sequential_mnist.RECIPES)
 
 
 def test_an_experiment_on_sequences_has_no_layer_for_images():
     with pytest.raises(ValueError, match="Unknown layer 's4nd'"):
-        sequence.resolve("s4_smnist", s4_smnist.Config(layer="s4nd"), s4_smnist.RECIPES)
+        sequence.resolve("sequential_mnist", sequential_mnist.Config(layer="s4nd"), sequential_mnist.RECIPES)

@@ -7,7 +7,8 @@ import types
 import jax
 import pytest
 
-from experiments import common, vim_cifar
+from experiments import vim_cifar
+from experiments.shared import common, image
 from experiments.vim_cifar import Config
 from tests.repo.sources import ROOT
 
@@ -38,7 +39,7 @@ def test_an_unwritable_folder(tmp_path):
 
 def test_only_the_recipe_writes_the_claim():
     names = [
-        vim_cifar._result_name(vim_cifar._resolve(Config(**changed)))
+        image.result_name(vim_cifar.EXPERIMENT, image.resolve(vim_cifar.EXPERIMENT, Config(**changed)))
         for changed in ({}, {"data": "mnist"}, {"smoke": True}, {"seeds": 3}, {"data": "mnist", "steps": 5})
     ]
     assert names[:4] == ["vim_cifar", "vim_cifar_mnist", "vim_cifar_smoke", "vim_cifar"]

@@ -1,6 +1,6 @@
 """Figures, drawn from results files and nothing else.
 
-`python -m experiments.plots experiments/results/vim_cifar.json figures/vim_cifar.png` redraws a committed figure.
+`python -m experiments.shared.plots experiments/results/vim_cifar.json figures/vim_cifar.png` redraws a figure.
 """
 
 import base64

@@ -1,6 +1,6 @@
 """Figures of the studies, drawn from results files and nothing else.
 
-`python -m experiments.plots_studies experiments/results/lti_shootout.json figures/lti_shootout.png` redraws a figure.
+`python -m experiments.shared.plots_studies experiments/results/lti_shootout.json figures/lti_shootout.png` redraws one.
 """
 
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from experiments.discretization_error import order_text
-from experiments.plots_sequence import pyplot, save
+from experiments.shared.plots_sequence import pyplot, save
 
 __all__ = ["draw_discretization", "draw_shootout"]
 

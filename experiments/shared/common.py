@@ -98,8 +98,12 @@ def config_digest(config: Any) -> str:
 def command(name: str, config: Any, default: Any) -> str:
     """The command line of a configuration: the fields that differ from the defaults, without folders and display."""
     flags = []
-    own = type(config).__annotations__  # an experiment's own settings come before those of all experiments
-    for field in sorted(dataclasses.fields(config), key=lambda field: field.name not in own):
+    owners = [vars(kind).get("__annotations__", {}) for kind in type(config).__mro__]
+
+    def rank(field: dataclasses.Field[Any]) -> int:  # an experiment's own settings come before those of all experiments
+        return next(i for i, names in enumerate(owners) if field.name in names)
+
+    for field in sorted(dataclasses.fields(config), key=rank):
         value = getattr(config, field.name)
         if value == getattr(default, field.name) or field.name in (*_PATHS, "minutes", "progress"):
             continue

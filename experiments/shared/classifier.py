@@ -11,7 +11,7 @@ import jax
 import optax
 
 import ssmjax
-from experiments import common
+from experiments.shared import common
 from ssmjax.data import ArrayBatches
 from ssmjax.errors import bad_argument
 from ssmjax.training.evaluate import MetricFn, classification_sums, evaluate

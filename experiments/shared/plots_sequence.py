@@ -1,6 +1,6 @@
 """Figures of the experiments with sequence classifiers, drawn from results files and nothing else.
 
-`python -m experiments.plots_sequence experiments/results/s5_listops.json figures/s5_listops.png` redraws a figure.
+`python -m experiments.shared.plots_sequence experiments/results/listops.json figures/listops.png` redraws a figure.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.plots import draw_confusion, draw_curves
+from experiments.shared.plots import draw_confusion, draw_curves
 
 __all__ = ["draw_classifier", "save", "title"]
 

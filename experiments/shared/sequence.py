@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import ssmjax
-from experiments import classifier, common, plots_sequence
+from experiments.shared import classifier, common, plots_sequence
 from ssmjax.data import ArrayBatches, SequenceData, eval_array_batches, load_images, pixel_sequences
 from ssmjax.errors import bad_argument, unknown_name
 from ssmjax.training.compilation import enable_compilation_cache

@@ -1,0 +1,1 @@
+"""What experiments share: settings, runs over images and over sequences, figures."""

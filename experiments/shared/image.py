@@ -1,0 +1,231 @@
+"""What the experiments with image classifiers share: settings, data, model, optimizer, the run of all seeds."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import ssmjax
+from experiments.shared import classifier, common, plots
+from ssmjax.data import AugmentConfig, Batches, ImageData, augment, eval_batches, load_images, normalize
+from ssmjax.training.compilation import enable_compilation_cache
+from ssmjax.training.losses import softmax_cross_entropy
+from ssmjax.training.optim import adamw
+from ssmjax.training.step import Prepare
+
+__all__ = ["SETS", "Config", "Experiment", "ImageSet", "build", "load", "make_prepare", "optimizer", "resolve", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """What suits a data set: the side that its images are brought to, and how they are varied in training."""
+
+    img_size: int
+    augment: AugmentConfig
+
+
+_HANDWRITING = dataclasses.replace(AugmentConfig.none(), crop_padding=2)
+_PHOTOGRAPHS = dataclasses.replace(AugmentConfig.none(), crop_padding=4, flip=True, erase_probability=0.25)
+
+SETS = {
+    "digits": ImageSet(16, dataclasses.replace(_HANDWRITING, crop_padding=1)),
+    "mnist": ImageSet(28, _HANDWRITING),
+    "fashion_mnist": ImageSet(28, dataclasses.replace(_HANDWRITING, flip=True)),
+    "cifar10": ImageSet(32, _PHOTOGRAPHS),
+    "cifar100": ImageSet(32, _PHOTOGRAPHS),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(classifier.Config):
+    """The settings of an image classifier; one that is None takes the recipe's value for the data set."""
+
+    data: str = "cifar10"
+    """cifar10, cifar100, mnist, fashion_mnist or digits (embedded, no download)."""
+    model: str = ""
+    """The name of the model."""
+    drop_path: float = 0.0
+    ema_decay: float | None = None
+
+
+def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
+    """AdamW with a warm-up over a twentieth of the steps, and a cosine to nearly zero."""
+    return adamw(
+        config.learning_rate, steps=steps, warmup_steps=steps // 20, weight_decay=config.weight_decay, end=1e-5
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What makes an experiment with images what it is.
+
+    Attributes:
+        name: Its name, that of its module.
+        recipes: By data set, values for the settings that are None: at least `epochs`, `batch_size`, `learning_rate`.
+        fields: The model's fields that settings decide, by the name of the setting; a setting of None leaves the
+            model's own value.
+        smoke: Further settings of a smoke run that are None, such as a depth.
+        optimizer: Gets the settings and the number of steps.
+        augment: The augmentation in training; by default that of the data set.
+        published: The accuracy, label and source of what the settings are compared with, or None.
+        variants: Settings by which the experiment makes several claims, each with a results file of its own.
+    """
+
+    name: str
+    recipes: Mapping[str, Mapping[str, Any]]
+    fields: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"drop_path": "drop_path_rate"})
+    smoke: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: Callable[[Any, int], optax.GradientTransformation] = optimizer
+    augment: Callable[[Any], AugmentConfig] = lambda config: SETS[config.data].augment
+    published: Callable[[Any], Mapping[str, Any] | None] = lambda config: None
+    variants: Sequence[str] = ("data",)
+
+
+def run(experiment: Experiment, config: Config) -> dict[str, Any]:
+    """What the `main` of an experiment does: fills in its settings, trains all seeds, and writes and prints the report.
+
+    Args:
+        experiment: What is special about it.
+        config: The settings as the user gave them; those of their type by itself are the experiment's claim.
+
+    Returns:
+        What the results file holds, and the folder of the first seed's `weights`.
+    """
+    command = common.command(experiment.name, config, type(config)())
+    config = resolve(experiment, config)
+    data = load(config)
+    enable_compilation_cache()
+    classifier.announce(data, config.model, config.dtype)
+    runs = [_train(experiment, config, data, config.seed + i) for i in range(config.seeds)]
+    published = experiment.published(config)
+    return classifier.conclude(
+        experiment.name,
+        result_name(experiment, config),
+        config,
+        runs,
+        plots.draw_classifier,
+        command=command,
+        data=describe(data),
+        predictions=_predictions(runs[0]["model"], data, make_prepare(data, AugmentConfig.none(), config)),
+        **({} if published is None else {"published": published}),
+    )
+
+
+def resolve(experiment: Experiment, config: Any) -> Any:
+    """Fills in the recipe, and refuses what cannot work before anything is loaded.
+
+    Args:
+        experiment: Its recipes are the values for the settings that are None.
+        config: The settings, some of them None.
+    """
+    if config.data not in experiment.recipes:
+        raise ssmjax.errors.unknown_name("data set", config.data, list(experiment.recipes))
+    classifier.check(experiment.name, config, {"drop_path": 1, "ema_decay": 1})
+    ssmjax.model_config(config.model)  # an unknown model is an error now, not after the data
+    filled = {**experiment.recipes[config.data], **(experiment.smoke if config.smoke else {})}
+    filled = {name: value for name, value in filled.items() if getattr(config, name) is None}
+    if config.dtype == "auto":
+        filled["dtype"] = common.accelerator_dtype()
+    if config.smoke:
+        filled |= {"epochs": 2, "batch_size": 16, "seeds": 1}
+    return dataclasses.replace(config, **filled)
+
+
+def load(config: Config) -> ImageData:
+    """The images, brought to the size that suits them."""
+    data = load_images(config.data, data_dir=config.data_dir, download_dir=config.download_dir)
+    size = SETS[config.data].img_size
+    if data.image_shape[0] != size:
+        data = data.resized(size)
+    if config.smoke:
+        names = ("train_images", "train_labels", "test_images", "test_labels")
+        data = dataclasses.replace(data, **{name: getattr(data, name)[:64] for name in names})
+    return data
+
+
+def build(experiment: Experiment, config: Any, data: ImageData, seed: int) -> Any:
+    """The classifier of the settings, with fresh parameters."""
+    chosen = {field: getattr(config, name) for name, field in experiment.fields.items()}
+    return ssmjax.create_model(
+        config.model,
+        num_classes=data.num_classes,
+        seed=seed,
+        dtype=config.dtype,
+        img_size=data.image_shape[0],
+        in_channels=data.image_shape[2],
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+
+
+def make_prepare(data: ImageData, augmentation: AugmentConfig, config: Config) -> Prepare:
+    """What happens to a batch on the device: augmentation and soft labels in training, and normalization."""
+
+    def prepare(batch: Mapping[str, Any], key: jax.Array | None, train: bool) -> dict[str, Any]:
+        images, labels = batch["image"], batch["label"]
+        if train:
+            labels = optax.smooth_labels(jax.nn.one_hot(labels, data.num_classes), config.label_smoothing)
+            images, labels = augment(key, images, labels, augmentation)
+        return {**batch, "image": normalize(images, data.mean, data.std), "label": labels}
+
+    return prepare
+
+
+def loss(model: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The cross entropy with soft labels."""
+    logits = model(batch["image"], train=True, key=key)
+    right = jnp.argmax(logits, -1) == jnp.argmax(batch["label"], -1)
+    return softmax_cross_entropy(logits, batch["label"]).mean(), {"accuracy": right.mean()}
+
+
+def result_name(experiment: Experiment, config: Any) -> str:
+    """The name of the results file: each of the `variants` by its recipe is a claim with a plain name of its own."""
+    default = type(config)()
+    chosen = {field: getattr(config, field) for field in experiment.variants}
+    claim = resolve(experiment, dataclasses.replace(default, **chosen, seed=config.seed, dtype=config.dtype))
+    parts = [experiment.name, *(str(value) for field, value in chosen.items() if value != getattr(default, field))]
+    return classifier.result_name(parts, config, claim, config.model)
+
+
+def describe(data: ImageData) -> dict[str, Any]:
+    """What a results file says of its data."""
+    return {
+        "name": data.name,
+        "sha256": data.checksum,
+        "source": data.source.partition(" in ")[0],  # without the folder, which is of one machine
+        "train": len(data.train_images),
+        "test": len(data.test_images),
+        "class_names": list(data.class_names),
+    }
+
+
+def _train(experiment: Experiment, config: Any, data: ImageData, seed: int) -> dict[str, Any]:
+    """Trains and evaluates one seed; goes on from its checkpoints if there are any."""
+    name = experiment.name
+    folder = f"{name}-{config.data}-{config.model}-{common.config_digest(config)}"
+    batch_size = min(config.batch_size, len(data.test_images))
+    job = classifier.Job(
+        model=build(experiment, config, data, seed),
+        loss=loss,
+        optimizer=functools.partial(experiment.optimizer, config),
+        batches=Batches(data.train_images, data.train_labels, config.batch_size, seed=seed),
+        test=functools.partial(eval_batches, data.test_images, data.test_labels, batch_size),
+        run_dir=config.runs_dir / folder / f"seed{seed}",
+        identity={"experiment": name, "config": common.identity(config), "data": data.checksum},
+        prepare=make_prepare(data, experiment.augment(config), config),
+        ema_decay=config.ema_decay,
+        unit="images",
+    )
+    return classifier.train(job, config, seed)
+
+
+def _predictions(model: Any, data: ImageData, prepare: Prepare, count: int = 12) -> dict[str, Any]:
+    """The first test images and what the model takes them for."""
+    images, labels = data.test_images[:count], data.test_labels[:count]
+    logits = model(prepare({"image": images, "label": labels}, None, False)["image"])
+    predicted: Sequence[int] = np.asarray(jnp.argmax(logits, -1)).tolist()
+    return {"images": plots.encode_images(images), "label": labels.tolist(), "predicted": predicted}
