@@ -5,15 +5,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from flax import nnx, traverse_util
+
+from ssmjax.checkpoints.safetensors_file import parse_safetensors
 
 __all__ = [
     "Spec",
     "aligned_empty",
     "check_arrays",
     "model_arrays",
+    "parameter_names",
     "read_safetensors",
     "set_model_arrays",
     "specs",
@@ -23,23 +25,6 @@ __all__ = [
 Spec = jax.ShapeDtypeStruct
 
 _ALIGNMENT = 64  # bytes; XLA's on a CPU
-
-# Read here and not by `safetensors.numpy.load`, which knows no bfloat16.
-_DTYPES = {
-    "BOOL": np.dtype(np.bool_),
-    "U8": np.dtype(np.uint8),
-    "I8": np.dtype(np.int8),
-    "U16": np.dtype(np.uint16),
-    "I16": np.dtype(np.int16),
-    "U32": np.dtype(np.uint32),
-    "I32": np.dtype(np.int32),
-    "U64": np.dtype(np.uint64),
-    "I64": np.dtype(np.int64),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype(np.float32),
-    "F64": np.dtype(np.float64),
-}
 
 
 def model_arrays(model: nnx.Module) -> dict[str, Any]:
@@ -55,22 +40,34 @@ def model_arrays(model: nnx.Module) -> dict[str, Any]:
     return {name: tree[path] for name, path in sorted((_dotted(path), path) for path in tree)}
 
 
-def set_model_arrays(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
+def set_model_arrays(model: nnx.Module, arrays: Mapping[str, Any], wanted: Mapping[str, Spec] | None = None) -> None:
     """Puts arrays, named as `model_arrays` names them, into a model.
 
     Args:
         model: Changed in place.
         arrays: One for every variable of the model, of its shape and dtype.
+        wanted: The shapes and dtypes to compare with, where the model is to have other dtypes than now.
 
     Raises:
         ValueError: A name is unknown or missing, or a shape or dtype differs; lists them all.
     """
     state = nnx.state(model)
     paths = {_dotted(path): path for path in traverse_util.flatten_dict(nnx.to_pure_dict(state))}
-    check_arrays("set_model_arrays", arrays, specs(model_arrays(model)))
-    new = {path: jax.numpy.asarray(arrays[name]) for name, path in paths.items()}
+    check_arrays("set_model_arrays", arrays, specs(model_arrays(model)) if wanted is None else wanted)
+    new = {
+        path: x if isinstance(x := arrays[name], jax.Array) else jax.numpy.asarray(x) for name, path in paths.items()
+    }
     nnx.replace_by_pure_dict(state, traverse_util.unflatten_dict(new))
     nnx.update(model, state)
+
+
+def parameter_names(model: nnx.Module) -> frozenset[str]:
+    """The names, among those of `model_arrays`, of what is trained: not of statistics.
+
+    >>> sorted(parameter_names(nnx.BatchNorm(3, rngs=nnx.Rngs(0))))
+    ['bias', 'scale']
+    """
+    return frozenset(map(_dotted, traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)))))
 
 
 def specs(arrays: Mapping[str, Any]) -> dict[str, Spec]:
@@ -131,16 +128,7 @@ def read_safetensors(data: bytes, where: str) -> dict[str, np.ndarray]:
     Raises:
         ValueError: These are not the bytes of a safetensors file, or it holds a dtype that numpy lacks.
     """
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        entries = deserialize(data)
-    except SafetensorError as error:
-        raise ValueError(f"{where}: not a safetensors file, or a damaged one ({error}).") from error
-    foreign = sorted({entry["dtype"] for _, entry in entries} - _DTYPES.keys())
-    if foreign:
-        raise ValueError(f"{where}: holds {', '.join(foreign)} arrays; known are {', '.join(_DTYPES)}.")
-    return {name: np.frombuffer(e["data"], _DTYPES[e["dtype"]]).reshape(e["shape"]) for name, e in entries}
+    return parse_safetensors(data, where)
 
 
 def _dotted(path: Iterable[object]) -> str:

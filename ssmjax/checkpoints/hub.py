@@ -1,49 +1,56 @@
-"""Saved models for people: a folder with weights, a configuration and checksums, on disk or on the Hugging Face hub.
+"""Saved models for people: folders on disk, on a bucket, or on the Hugging Face hub.
 
-    config.json          {"format": 1, "model": family, "package": ..., "name": ..., "config": {...}, ...}
-    model.safetensors    every variable under its dotted path
-    manifest.json        {"config.json": {"sha256": ..., "bytes": ...}, "model.safetensors": {...}}
-
-safetensors alone loads a file with a flipped bit as if nothing were wrong; here nothing is parsed before its sha256 is
-verified.
+A model is saved in this library's own form, with checksums (`ssmjax.checkpoints.folder` says what is in it), or in the
+form of the Hugging Face hub, for the families that have one (`ssmjax.checkpoints.hf`). Both are recognized.
 """
 
+import contextlib
 import functools
-import hashlib
-import json
 import logging
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from ssmjax import errors
-from ssmjax.checkpoints.arrays import (
-    check_arrays,
-    model_arrays,
-    read_safetensors,
-    set_model_arrays,
-    specs,
-    write_safetensors,
+from ssmjax import errors, paths
+from ssmjax.checkpoints.arrays import Spec, check_arrays, model_arrays, parameter_names, set_model_arrays, specs
+from ssmjax.checkpoints.folder import (
+    CONFIG,
+    MANIFEST,
+    WEIGHTS,
+    Stored,
+    abstract,
+    json_object,
+    open_folder,
+    replaced,
+    write_folder,
 )
+from ssmjax.checkpoints.hf import INDEX, PICKLE, SHARD_BYTES, WRITTEN, is_hf_folder, open_hf_folder, write_hf_folder
 from ssmjax.models import registry
 from ssmjax.models.adapt import adapt_head
-from ssmjax.models.config import as_json, from_json, override
+from ssmjax.models.config import override
 
 __all__ = ["load_pretrained", "save_pretrained"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
+PARAM_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def save_pretrained(model: nnx.Module, path: str | Path, *, name: str | None = None) -> None:
+def save_pretrained(
+    model: nnx.Module,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    format: str = "ssmjax",
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Saves a model as a folder that `load_pretrained` reads.
 
     The folder is written under another name and renamed when it is complete, so that there is never half of one. A
@@ -51,11 +58,14 @@ def save_pretrained(model: nnx.Module, path: str | Path, *, name: str | None = N
 
     Args:
         model: A model of a registered family.
-        path: The folder.
-        name: What to call the model in `config.json`, such as `"vim_tiny"`; only for people.
+        path: The folder; `~` is the home, and an address such as `gs://bucket/model` is written where fsspec can.
+        name: What to call the model in `config.json`, such as `"vim_tiny"`; only for people, and only in the own form.
+        format: `"ssmjax"`, the own form, with checksums; or `"hf"`, what the original's users read, for a family that
+            has such a form.
+        shard_bytes: The most bytes of a file of weights, with `format="hf"`.
 
     Raises:
-        ValueError: `path` is a file, or a folder with other files in it.
+        ValueError: `path` is a file, or a folder with other files in it; or the family has no such form.
 
     >>> import tempfile, ssmjax
     >>> folder = tempfile.mkdtemp()
@@ -63,54 +73,48 @@ def save_pretrained(model: nnx.Module, path: str | Path, *, name: str | None = N
     >>> ssmjax.load_pretrained(folder).config.num_classes
     10
     """
-    from ssmjax import __version__
-
-    path = Path(path).absolute()
-    _check_replaceable(path)
-    family = registry.get_family(registry.family_of(model.config))
-    description = {
-        "format": FORMAT,
-        "model": family.name,
-        "package": family.package,
-        "name": name,
-        "config": as_json(model.config),
-        "ssmjax_version": __version__,
-    }
-    files = {CONFIG: _json_bytes(description), WEIGHTS: write_safetensors(model_arrays(model))}
-    files[MANIFEST] = _json_bytes({file: _fingerprint(data) for file, data in files.items()})
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
-        for file, data in files.items():
-            _write_synced(temporary / file, data)
-        if path.exists():  # moved away first, as a folder cannot be renamed onto a full one
-            old = temporary.with_name(f"{temporary.name}.old")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    if format not in ("ssmjax", "hf"):
+        raise errors.bad_argument("save_pretrained", "format", format, "'ssmjax' or 'hf'")
+    write = functools.partial(write_hf_folder, shard_bytes=shard_bytes) if format == "hf" else None
+    address = paths.address_of(path)
+    with _uploaded("save_pretrained", address) if address else contextlib.nullcontext() as temporary:
+        target = temporary or paths.local_path("save_pretrained", "path", path).absolute()
+        _check_replaceable(target, format)
+        with replaced(target) as folder:
+            write(model, folder) if write else write_folder(model, folder, name)
 
 
-def load_pretrained(path_or_hub_id: str | Path, *, seed: int = 0, **overrides: Any) -> nnx.Module:
-    """Loads a model that `save_pretrained` wrote.
+def load_pretrained(
+    path_or_hub_id: str | Path,
+    *,
+    seed: int = 0,
+    param_dtype: DTypeLike | None = None,
+    allow_pickle: bool = False,
+    **overrides: Any,
+) -> nnx.Module:
+    """Loads a model: one that `save_pretrained` wrote, or a folder or name of the Hugging Face hub.
+
+    A folder of the hub is recognized by its `config.json`, if one of the registered families reads such models
+    (`HFLayout`). Its files are read through memory maps, one array of the model at a time.
 
     Args:
-        path_or_hub_id: A folder, or `owner/name` on the Hugging Face hub.
+        path_or_hub_id: A folder, or `owner/name` on the Hugging Face hub, or an address such as `gs://bucket/model`.
         seed: Determines the new parameters of a re-initialized head.
+        param_dtype: The float type of the parameters, `"float32"`, `"bfloat16"` or `"float16"`; None keeps that of the
+            files, so that weights in bfloat16 stay as they are. What is computed in is the configuration's `dtype`.
+        allow_pickle: Whether a `pytorch_model.bin` may be read where a hub's folder has no safetensors; a pickle can
+            run code when it is opened.
         **overrides: Fields of the model's configuration to change. `num_classes`: another number than saved gives a new
             head. `img_size` (or the patches' stride): position embeddings are interpolated. Whatever else would change
             the shape of a parameter is an error, and so is a field that the parameters were made for, such as the
-            `l_max` of an S4 (see `SequenceConfig.parameters_depend_on`).
+            `l_max` of an S4 or the discretization of its steps (`parameters_depend_on` of the configurations).
 
     Returns:
         The model; its parameters are bit for bit those saved, but for the two cases above.
 
     Raises:
-        ValueError: The folder is missing, incomplete or damaged, or does not fit the model it names; or an override is
-            unknown or does not fit the parameters.
+        ValueError: The folder is missing, incomplete or damaged, or does not fit the model it names; or no family reads
+            it; or an override is unknown or does not fit the parameters.
         ConnectionError: The hub cannot be reached and holds no copy on this machine.
 
     >>> import tempfile, ssmjax
@@ -119,25 +123,48 @@ def load_pretrained(path_or_hub_id: str | Path, *, seed: int = 0, **overrides: A
     >>> ssmjax.load_pretrained(folder, num_classes=3).config.num_classes
     3
     """
-    folder = _local_folder(path_or_hub_id)
-    files = _verified_files(folder)
-    family, saved = _read_config(files[CONFIG], folder / CONFIG)
-    config = override(saved, overrides, f"load_pretrained({str(path_or_hub_id)!r})")
-    arrays = read_safetensors(files[WEIGHTS], str(folder / WEIGHTS))
-    check_arrays(str(folder / WEIGHTS), arrays, specs(model_arrays(_abstract(family, saved))))
-    hooks = registry.get_family(family)
+    if param_dtype is not None and jnp.dtype(param_dtype).name not in PARAM_DTYPES:
+        wanted = f"{' or '.join(map(repr, PARAM_DTYPES))}, or None"
+        raise errors.bad_argument("load_pretrained", "param_dtype", param_dtype, wanted)
+    with _local_folder(path_or_hub_id, allow_pickle) as folder:
+        hf = is_hf_folder(folder)
+        stored = open_hf_folder(folder, allow_pickle=allow_pickle) if hf else open_folder(folder)
+        return _load(stored, f"load_pretrained({str(path_or_hub_id)!r})", seed, param_dtype, overrides)
+
+
+def _load(stored: Stored, where: str, seed: int, param_dtype: DTypeLike | None, overrides: dict[str, Any]):
+    family, saved = stored.family, stored.config
+    config = override(saved, overrides, where)
+    before = abstract(family.name, saved)
+    wanted = stored.specs(specs(model_arrays(before)))
+    if param_dtype is not None:
+        wanted |= _with_dtype(wanted, parameter_names(before), param_dtype)
+    # `device_put` takes over the buffers on a CPU, and frees each where it copies.
+    arrays = {name: jax.device_put(x) for name, x in stored.arrays(wanted, param_dtype is not None)}
+    model = abstract(family.name, config)  # without values, which now come
+    own = specs(model_arrays(model))
     if config != saved:
-        fresh = functools.cache(lambda: model_arrays(registry.build(family, config, seed=seed)))
-        arrays = (hooks.adapt or adapt_head)(arrays, saved, config, fresh)
-    model = _abstract(family, config)  # without values, which now come
-    remedy = (
-        f"Only {' and '.join(hooks.adapts) or 'nothing'} may change a shape; train a fresh model with create_model for "
-        "the others."
-    )
-    check_arrays(f"load_pretrained with {overrides}", arrays, specs(model_arrays(model)), remedy)
-    _check_dependencies(f"load_pretrained({str(path_or_hub_id)!r})", saved, config)
-    set_model_arrays(model, arrays)
+        fresh = functools.cache(lambda: model_arrays(registry.build(family.name, config, seed=seed)))
+        arrays = dict((family.adapt or adapt_head)(arrays, saved, config, fresh))
+        # What is new has the float type of what it replaces.
+        own = {name: Spec(x.shape, wanted[name].dtype if name in wanted else x.dtype) for name, x in own.items()}
+        if param_dtype is not None:
+            own |= _with_dtype(own, parameter_names(model), param_dtype)
+        arrays = {name: jnp.asarray(x, own[name].dtype) if name in own else x for name, x in arrays.items()}
+    else:
+        own = wanted
+    changeable = " and ".join(family.adapts) or "nothing"
+    remedy = f"Only {changeable} may change a shape; train a fresh model with create_model for the others."
+    check_arrays(f"load_pretrained with {overrides}", arrays, own, remedy)
+    _check_dependencies(where, saved, config)
+    set_model_arrays(model, arrays, own)
     return model
+
+
+def _with_dtype(wanted, names, dtype):
+    """The specs of parameters that are floats, with another dtype."""
+    floats = [name for name in names if jnp.issubdtype(wanted[name].dtype, jnp.floating)]
+    return {name: Spec(wanted[name].shape, jnp.dtype(dtype)) for name in floats}
 
 
 def _check_dependencies(where: str, saved: Any, config: Any) -> None:
@@ -150,137 +177,76 @@ def _check_dependencies(where: str, saved: Any, config: Any) -> None:
             raise errors.bad_argument(where, name, wanted[name], made, remedy)
 
 
-def _abstract(family: str, config: Any) -> nnx.Module:
-    """The model with the shapes of its arrays in place of arrays."""
-    return nnx.eval_shape(lambda: registry.build(family, config))
+# ------------------------------------------------------------------------------------------------------------- folders
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-
-
-def _verified_files(folder: Path) -> dict[str, bytes]:
-    """The contents of the configuration and the weights, after a comparison with the manifest."""
-    missing = [name for name in (MANIFEST, CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder}: {', '.join(missing)} missing. A saved model has {CONFIG}, {WEIGHTS} and {MANIFEST}; "
-            "a checkpoint of the original PyTorch code is read by ssmjax.checkpoints.from_torch."
-        )
-    manifest = _json_object((folder / MANIFEST).read_bytes(), folder / MANIFEST)
-    if set(manifest) != {CONFIG, WEIGHTS}:
-        raise ValueError(
-            f"{folder / MANIFEST}: must list {CONFIG} and {WEIGHTS}, lists {', '.join(manifest) or 'nothing'}."
-        )
-    files = {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
-    for name, data in files.items():
-        expected, got = manifest[name], _fingerprint(data)
-        if expected != got:
-            raise ValueError(
-                f"{folder / name} is damaged or was exchanged: {MANIFEST} expects {_show(expected)}, got {_show(got)}. "
-                "Download or save the model again."
-            )
-    return files
-
-
-def _read_config(data: bytes, path: Path) -> tuple[str, Any]:
-    """The family and the configuration in `config.json`.
-
-    A field that the file lacks was not there when it was written, and takes its default.
-    """
-    description = _json_object(data, path)
-    if description.get("format") != FORMAT:
-        version = description.get("ssmjax_version")
-        raise ValueError(
-            f"{path}: format {description.get('format')!r}, wanted {FORMAT}. It was written by ssmjax {version}: "
-            "install that version or a newer one."
-        )
-    known = {"format": int, "model": str, "name": (str, type(None)), "config": dict, "ssmjax_version": str}
-    description = {"package": "ssmjax"} | description  # which the files of the first versions lack
-    known["package"] = str
-    for key in description.keys() | known.keys():
-        if key not in known:
-            raise ValueError(f"{path}: {errors.unknown_name('field', key, list(known))}")
-        if not isinstance(description.get(key), known[key]):
-            raise ValueError(f"{path}: field {key!r} is missing or of a wrong type: {description.get(key)!r}.")
-    family = _family(description["model"], description["package"], path)
-    try:
-        return family.name, from_json(family.config, description["config"], "config")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _family(name: str, package: str, path: Path) -> registry.Family:
-    """The family that a saved model names, or an error that says which package brings it."""
-    try:
-        return registry.get_family(name)
-    except ValueError as error:
-        if package in ("ssmjax", ""):
-            raise
-        raise ValueError(
-            f"{path}: a {name!r} model of the package {package!r}, which is not imported. Import it first "
-            f"(`import {package}`), so that it registers its models; or install it, if it is not there."
-        ) from error
-
-
-def _json_object(data: bytes, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: wanted a JSON object, got a {type(content).__name__}.")
-    return content
-
-
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _fingerprint(data: bytes) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-
-
-def _show(fingerprint: Any) -> str:
-    return json.dumps(fingerprint)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _check_replaceable(path: Path) -> None:
-    """A new folder, an empty one, or one that holds a saved model and nothing else."""
+def _check_replaceable(path: Path, form: str) -> None:
+    """A new folder, an empty one, or one that holds a model saved in the same form and nothing else."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"save_pretrained: {str(path)!r} is a file; give a folder.")
-    others = (
-        sorted(p.name for p in path.iterdir() if p.name not in (CONFIG, WEIGHTS, MANIFEST)) if path.exists() else []
-    )
+    if not path.exists() or not any(path.iterdir()):
+        return
+    own = (CONFIG, WEIGHTS, MANIFEST)
+    names = sorted(file.name for file in path.iterdir())
+    others = [name for name in names if not (WRITTEN.fullmatch(name) if form == "hf" else name in own)]
     if others:
         raise ValueError(
             f"save_pretrained: the folder {str(path)!r} holds other files ({', '.join(others[:3])}); give a new one."
         )
-    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
+    ours = (path / MANIFEST).exists()
+    if form == "hf" and (path / CONFIG).exists():
+        ours = "ssmjax_version" in json_object((path / CONFIG).read_bytes(), path / CONFIG)
+    if not ours:
+        lacking = f"no {MANIFEST}" if form == "ssmjax" else f"no ssmjax_version in {CONFIG}"
         raise ValueError(
-            f"save_pretrained: the folder {str(path)!r} holds another program's model (no {MANIFEST}); give a new one."
+            f"save_pretrained: the folder {str(path)!r} holds another program's model ({lacking}); give a new one."
         )
 
 
-def _local_folder(path_or_hub_id: str | Path) -> Path:
-    """The folder itself, or that of a snapshot downloaded from the hub (or kept from an earlier download)."""
-    folder = Path(path_or_hub_id)
-    if folder.is_dir():
-        return folder
+@contextlib.contextmanager
+def _uploaded(where: str, address: str) -> Iterator[Path]:
+    """A folder whose content is put at an address when everything was written."""
+    system, target = paths.filesystem(where, address)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        if system.exists(target):
+            there = sorted(Path(file).name for file in system.ls(target, detail=False))
+            if others := [name for name in there if not WRITTEN.fullmatch(name) and name != MANIFEST]:
+                raise ValueError(f"{where}: {address} holds other files ({', '.join(others[:3])}); give a new address.")
+        yield folder
+        if system.exists(target):
+            system.rm(target, recursive=True)
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == MANIFEST):  # which comes last, and tells
+            system.put_file(str(file), f"{target}/{file.name}")
+
+
+@contextlib.contextmanager
+def _local_folder(path_or_hub_id: str | Path, allow_pickle: bool) -> Iterator[Path]:
+    """The folder itself, or one downloaded from an address or the hub (or kept from an earlier download)."""
+    address = paths.address_of(path_or_hub_id)
+    if address is not None:
+        system, source = paths.filesystem("load_pretrained", address)
+        if not system.isdir(source):
+            raise ValueError(f"load_pretrained: there is no folder {address!r}.")
+        with tempfile.TemporaryDirectory() as temporary:
+            for file in system.ls(source, detail=False):
+                system.get_file(file, f"{temporary}/{Path(file).name}")
+            yield Path(temporary)
+        return
+    folder = paths.local_path("load_pretrained", "path_or_hub_id", path_or_hub_id)
+    yield folder if folder.is_dir() else _downloaded(path_or_hub_id, allow_pickle)
+
+
+def _downloaded(path_or_hub_id: str | Path, allow_pickle: bool) -> Path:
     name = str(path_or_hub_id)
     if isinstance(path_or_hub_id, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise ValueError(f"load_pretrained: there is no folder {name!r}, and it is no hub name (owner/name) either.")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
+    wanted = [CONFIG, WEIGHTS, MANIFEST, INDEX, "model-*-of-*.safetensors", *([PICKLE] if allow_pickle else [])]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, MANIFEST]))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except (OSError, HfHubHTTPError) as error:
         raise ConnectionError(
             f"load_pretrained: there is no folder {name!r}, and {name!r} could not be had from the Hugging Face hub: "

@@ -29,7 +29,7 @@ What else a layout needs, each one more argument of a rule or of the table:
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -220,11 +220,18 @@ class KeyTable:
         return dict(self.iter_ours(source, ours, where, cast=cast))
 
     def iter_ours(
-        self, source: Mapping[str, np.ndarray], ours: Mapping[str, Any], where: str = "iter_ours", *, cast: bool = False
+        self,
+        source: Mapping[str, np.ndarray],
+        ours: Mapping[str, Any],
+        where: str = "iter_ours",
+        *,
+        cast: bool = False,
+        release: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[str, np.ndarray]]:
         """As `to_ours`, one array of ours at a time, each in a buffer of its own. All is checked before the first.
 
-        The foreign arrays may be views of files: those of one array of ours are read when it is made.
+        The foreign arrays may be views of files: each is read when its values are copied, after which `release` is
+        called.
         """
         wanted = self.source_specs(ours)
         theirs = self.canonical(source, ours, where)
@@ -232,9 +239,9 @@ class KeyTable:
         theirs = {name: x for name, x in theirs.items() if name not in self.required}
         held = {name: _as_held(x, wanted.get(name), cast) for name, x in theirs.items()}
         check_arrays(where, held, wanted | lengths)
-        return self._converted(theirs, ours)
+        return self._converted(theirs, ours, release)
 
-    def _converted(self, theirs, ours):
+    def _converted(self, theirs, ours, release):
         for match in self._matches(ours):
             made = {name: aligned_empty(ours[name].shape, ours[name].dtype) for name in match.targets}
             for place, names in match.sources.items():
@@ -245,6 +252,7 @@ class KeyTable:
                     parts = np.split(whole, np.cumsum(match.lengths(ours))[:-1], axis=match.rule.axis)
                 for name, part in zip(match.targets, parts, strict=True):
                     made[name][place] = to_ours(part, match.rule.layout)
+                release()
             yield from made.items()
 
     def to_source(self, ours: Mapping[str, Any], *, era: str | None = None) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import pytest
 from tests.repo.sources import LIBRARY, imports, parse, python_files, relative
 
 ORDER = (
-    {"ssmjax.shapes", "ssmjax.errors", "ssmjax._compat"},
+    {"ssmjax.shapes", "ssmjax.errors", "ssmjax.paths", "ssmjax._compat"},
     {"ssmjax.ops"},
     {"ssmjax.init", "ssmjax.parallel"},
     {"ssmjax.layers"},
