@@ -42,7 +42,13 @@ class Denoiser(Protocol):
         ...
 
     def __call__(
-        self, images: Images, times: Array, labels: Array | None = None, *, train: bool = False, key: PRNGKey | None = None
+        self,
+        images: Images,
+        times: Array,
+        labels: Array | None = None,
+        *,
+        train: bool = False,
+        key: PRNGKey | None = None,
     ) -> Array:
         """The prediction for images (b y x d), times (b) from 0 to 1000 and labels (b)."""
         ...
@@ -54,7 +60,9 @@ def guide(
     scale: Float[Array, ""] | float,
     channels: int,
 ) -> Float[jax.Array, "b y x v"]:
-    """Classifier-free guidance (https://arxiv.org/abs/2207.12598): `unconditional + scale (conditional - unconditional)`.
+    """Classifier-free guidance: `unconditional + scale * (conditional - unconditional)`.
+
+    "Classifier-Free Diffusion Guidance" (https://arxiv.org/abs/2207.12598, equation 6).
 
     Args:
         conditional: (b y x v), the prediction with classes.

@@ -11,7 +11,7 @@ _ROWS = 1000
 
 
 def frechet_distance(real: Array, drawn: Array) -> float:
-    """The Frechet distance of two sets of features, each taken for normal (https://arxiv.org/abs/1706.08500, section 2).
+    """The Frechet distance of two sets of features, each taken for normal (https://arxiv.org/abs/1706.08500).
 
     `|m_1 - m_2|**2 + trace(C_1 + C_2 - 2 sqrt(C_1 C_2))`. It is called FID only where the features are those of the
     Inception network with its published weights.

@@ -29,6 +29,7 @@ def sample(
     schedule: Schedule | None = None,
     steps: int = 50,
     sampler: str = "ddim",
+    spacing: str | None = None,
     guidance: float = 1.0,
     guidance_channels: int | None = None,
     eta: float = 0.0,
@@ -47,8 +48,10 @@ def sample(
         key: A random key.
         count: How many images, where there are no labels; a conditional network then gets the null class.
         schedule: What the network was trained with; None is `linear_schedule()`.
-        steps: How many of its steps are taken, evenly spaced.
+        steps: How many of its steps are taken.
         sampler: One of `SAMPLERS`.
+        spacing: How the steps are spread (see `Schedule.respaced`); None is `"log_snr"` for `"dpm++"`, whose order needs
+            it, and `"uniform"` for the others.
         guidance: The scale of classifier-free guidance (`guide`); 1 has none. Above 1 each step evaluates the network
             on twice the images.
         guidance_channels: How many channels are guided; None is all.
@@ -78,7 +81,7 @@ def sample(
     schedule = linear_schedule() if schedule is None else schedule
     remedy = f"The schedule has {len(schedule)} steps, and a sampler can only leave some out."
     steps = errors.as_int(where, "steps", steps, least=1, most=len(schedule), remedy=remedy)
-    schedule = schedule.respaced(steps)
+    schedule = schedule.respaced(steps, spacing or ("log_snr" if sampler == "dpm++" else "uniform"))
     noise_key, draw_key = jax.random.split(key)
     noise = first_noise(where, model, count, noise, noise_key)
     per_step = {name: table[::-1] for name, table in tables(schedule, eta).items()}

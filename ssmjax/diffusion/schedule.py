@@ -8,7 +8,10 @@ import numpy as np
 
 from ssmjax import errors
 
-__all__ = ["Schedule", "cosine_schedule", "linear_schedule"]
+__all__ = ["SPACINGS", "Schedule", "cosine_schedule", "linear_schedule"]
+
+SPACINGS = ("uniform", "quadratic", "log_snr")
+"""How the steps of a shorter schedule may be spread over the full one's."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,26 +80,40 @@ class Schedule:
         before, rest = self.previous_alpha_bars, 1 - self.alpha_bars
         return np.sqrt(before) * self.betas / rest, np.sqrt(1 - self.betas) * (1 - before) / rest
 
-    def respaced(self, steps: int) -> "Schedule":
-        """A schedule of fewer steps, evenly spaced over this one from its first to its last.
+    def respaced(self, steps: int, spacing: str = "uniform") -> "Schedule":
+        """A schedule of fewer steps, from the first of this one to its last.
 
         The share of noise at each of them stays what it was (https://arxiv.org/abs/2102.09672, section 4).
 
         Args:
             steps: How many steps, at most as many as there are.
+            spacing: How they are spread: `"uniform"` in time; `"quadratic"`, the square roots of the times evenly, with
+                more steps where there is little noise; or `"log_snr"`, the logarithm of signal over noise evenly.
 
         Raises:
-            ValueError: There are not as many steps.
+            ValueError: There are not as many steps, or the spacing is unknown.
         """
         remedy = f"The schedule has {len(self)} steps; a sampler can leave steps out, not add them."
         steps = errors.as_int("respaced", "steps", steps, least=1, most=len(self), remedy=remedy)
-        if steps == 1:
-            kept = np.array([len(self) - 1])
-        else:
-            stride = (len(self) - 1) / (steps - 1)
-            kept = np.array([round(i * stride) for i in range(steps)])
+        if spacing not in SPACINGS:
+            raise ValueError(f"respaced: {errors.unknown_name('spacing', spacing, SPACINGS)}")
+        kept = self._places(steps, spacing) if steps > 1 else np.array([len(self) - 1])
         bars = self.alpha_bars[kept]
         return Schedule(1 - bars / np.concatenate([[1.0], bars[:-1]]), self.timesteps[kept])
+
+    def _places(self, steps: int, spacing: str) -> np.ndarray:
+        """Which steps a shorter schedule keeps: those nearest to an even spread, each once."""
+        last = len(self) - 1
+        even = np.arange(steps) / (steps - 1)
+        if spacing == "log_snr":
+            ratios = np.log(self.alpha_bars / (1 - self.alpha_bars))
+            wanted = ratios[0] + even * (ratios[-1] - ratios[0])
+            kept = np.round(np.interp(-wanted, -ratios, np.arange(len(self))))
+        else:
+            kept = np.round(last * even if spacing == "uniform" else last * even**2)
+        for i in range(1, steps):  # two that were rounded to the same one move apart
+            kept[i] = min(max(kept[i], kept[i - 1] + 1), last - (steps - 1 - i))
+        return kept.astype(int)
 
 
 def linear_schedule(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Schedule:

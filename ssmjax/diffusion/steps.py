@@ -37,9 +37,10 @@ def tables(schedule: Schedule, eta: float = 0.0) -> dict[str, np.ndarray]:
     deviation = eta * np.sqrt((1 - before) / (1 - bars) * (1 - bars / before))
     # Half the logarithm of the ratio of signal and noise; infinite where there is no noise any more.
     with np.errstate(divide="ignore"):
-        ratios = 0.5 * np.log(bars / (1 - bars))
-        growth = 0.5 * np.log(before / (1 - before)) - ratios
-    last = np.concatenate([growth[1:], [np.inf]])  # of the step taken before, which is the one above in time
+        growth = 0.5 * np.log(before / (1 - before)) - 0.5 * np.log(bars / (1 - bars))
+    # The last two estimates are extrapolated, but not before there are two, nor in the step to no noise.
+    extrapolate = np.zeros_like(growth)
+    extrapolate[1:-1] = 0.5 * growth[1:-1] / growth[2:]
     found = {
         "signal": np.sqrt(bars),
         "noise": np.sqrt(1 - bars),
@@ -52,8 +53,7 @@ def tables(schedule: Schedule, eta: float = 0.0) -> dict[str, np.ndarray]:
         "ddim_deviation": deviation,
         "dpm_keep": np.sqrt((1 - before) / (1 - bars)),
         "dpm_image": -np.sqrt(before) * np.expm1(-growth),
-        # How far the last two estimates are extrapolated: not before there are two, nor in the step to no noise.
-        "dpm_extrapolate": np.where(np.isfinite(growth), 0.5 * growth / last, 0.0),
+        "dpm_extrapolate": extrapolate,
         "fresh": (np.arange(len(schedule)) > 0).astype(np.float64),
     }
     return {name: x.astype(np.float32) for name, x in found.items()}

@@ -17,15 +17,15 @@ from ssmjax.layers.common.drop_path import drop_path, drop_path_rates
 from ssmjax.layers.common.norms import RMSNorm, add_norm
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.common.stack import apply_stack, make_stack
-from ssmjax.layers.common.time_embed import TimeEmbed
 from ssmjax.layers.selective.bimamba import BiMamba
+from ssmjax.layers.vision.denoising import FinalLayer, TimeEmbed
 from ssmjax.layers.vision.patch_embed import PatchEmbed
 from ssmjax.models.config import ComputeDtype, check_fields, require
 from ssmjax.models.inputs import check_images
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.shapes import Array, Float, Images, Int, PRNGKey, Tokens
 
-__all__ = ["DiS", "DiSBlock", "DiSConfig", "FinalLayer"]
+__all__ = ["DiS", "DiSBlock", "DiSConfig"]
 
 # Made once: older Flax keeps initializers in a module's static definition, where two equal ones would differ.
 _DRAW = initializers.normal(0.02)
@@ -34,8 +34,9 @@ _DRAW = initializers.normal(0.02)
 @no_type_check
 @dataclasses.dataclass(frozen=True)
 class DiSConfig:
-    """Everything that makes a DiS; the defaults are those of DiS-S/2 on 32-pixel images. The original's names are in
-    brackets.
+    """Everything that makes a DiS; the defaults are those of DiS-S/2 on images of 32 pixels.
+
+    The original's names are in brackets.
 
     Attributes:
         img_size: The side of the images (or of the latents) in pixels, or (rows, columns).
@@ -175,35 +176,6 @@ class DiSBlock(nnx.Module):
         return self.mixer(x), residual
 
 
-class FinalLayer(nnx.Module):
-    """From tokens to the pixels of their patches: a norm without parameters, modulated by class and time, and a map.
-
-    `linear(norm(x) * (1 + scale) + shift)`, where shift and scale are a linear map of `silu(condition)`. An
-    unconditional model does not modulate.
-
-    Args:
-        config: The model's configuration.
-        rngs: Source of the initial values (normal with deviation 0.02; zero biases).
-    """
-
-    def __init__(self, config: DiSConfig, *, rngs: nnx.Rngs):
-        options = dict(kernel_init=_DRAW, rngs=rngs)
-        pixels = config.patch_size**2 * config.out_channels
-        self.linear = nnx.Linear(config.d_model, pixels, **options)
-        d, modulated = config.d_model, config.num_classes > 0
-        self.modulation = nnx.Linear(d, 2 * d, **options) if modulated else None
-
-    def __call__(self, x: Tokens, condition: Float[Array, "b d"] | None = None) -> Float[jax.Array, "b l pixels"]:
-        """Pixels (b l pixels) in float32; the condition (b d) is that of a conditional model."""
-        x = jnp.asarray(x, jnp.float32)
-        x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
-        if self.modulation is not None:
-            shift, scale = jnp.split(self.modulation(jax.nn.silu(condition.astype(jnp.float32))), 2, axis=-1)
-            x = x * (1 + scale[:, None]) + shift[:, None]
-        return self.linear(x)
-
-
 class DiS(nnx.Module):
     """Diffusion with a state space backbone: predicts the noise in an image from the image, the time and the class.
 
@@ -239,7 +211,8 @@ class DiS(nnx.Module):
         self.mid_block = DiSBlock(config, rngs=rngs)
         self.out_blocks = make_stack(lambda rngs: DiSBlock(config, takes_skip=config.skip, rngs=rngs), half, rngs)
         self.norm_f = RMSNorm(d, eps=config.norm_eps)
-        self.final_layer = FinalLayer(config, rngs=rngs)
+        pixels = config.patch_size**2 * config.out_channels
+        self.final_layer = FinalLayer(d, pixels, modulated=config.num_classes > 0, rngs=rngs)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -350,36 +323,23 @@ class DiS(nnx.Module):
             cuts = slice(0, half), half, slice(half + 1, None)
             drops = [jax.tree.map(lambda x, cut=cut: x[cut], each) for cut in cuts]
         options = dict(unroll=config.unroll_layers, remat=config.remat)
-        carry = hidden, jnp.zeros_like(hidden, dtype=jnp.float32 if config.float32_residual else hidden.dtype)
-        carry, left = _first_arm(self.in_blocks, carry, drops[0], **options)
-        carry = self.mid_block(_drop(drops[1], carry[0]), carry[1])
 
-        def mirrored(carry, block, values):
+        def first_arm(carry, block, drop):
+            carry = block(_drop(drop, carry[0]), carry[1])
+            return carry, carry[0]
+
+        def second_arm(carry, block, values):
             drop, skip = values
             return block(_drop(drop, carry[0]), carry[1], skip)
 
-        # What was left last is read first.
-        skips = jnp.flip(left, 0) if config.skip else None
-        carry = apply_stack(self.out_blocks, mirrored, carry, (drops[2], skips), **options)
-        hidden, residual = carry
+        carry = hidden, jnp.zeros_like(hidden, dtype=jnp.float32 if config.float32_residual else hidden.dtype)
+        carry, left = apply_stack(self.in_blocks, first_arm, carry, drops[0], outputs=True, **options)
+        carry = self.mid_block(_drop(drops[1], carry[0]), carry[1])
+        skips = jnp.flip(left, 0) if config.skip else None  # what was left last is read first
+        hidden, residual = apply_stack(self.out_blocks, second_arm, carry, (drops[2], skips), **options)
         if final_key is not None:
             hidden = drop_path(final_key, hidden, config.drop_path_rate)
         return add_norm(self.norm_f, hidden, residual)[0]
-
-
-def _first_arm(stack, carry, drops, *, unroll: bool, remat: bool):
-    """Runs the blocks of the first arm; returns the last carry and what each block left, (blocks b l d)."""
-    hidden = carry[0]
-    kept = jnp.zeros((jax.tree.leaves(nnx.state(stack))[0].shape[0], *hidden.shape), hidden.dtype)
-
-    def step(carry, block, values):
-        hidden, residual, kept = carry
-        index, drop = values
-        hidden, residual = block(_drop(drop, hidden), residual)
-        return hidden, residual, jax.lax.dynamic_update_index_in_dim(kept, hidden, index, 0)
-
-    *carry, kept = apply_stack(stack, step, (*carry, kept), (jnp.arange(len(kept)), drops), unroll=unroll, remat=remat)
-    return tuple(carry), kept
 
 
 def _drop(drop, hidden):

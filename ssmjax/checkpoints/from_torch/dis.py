@@ -1,4 +1,7 @@
-"""DiS: from and to the key layout of the original implementation's checkpoints, which carry a non-commercial licence."""
+"""DiS: from and to the key layout of the original implementation's checkpoints.
+
+They carry its non-commercial licence; this code was written from the equations, and the names are facts.
+"""
 
 import logging
 from collections.abc import Mapping

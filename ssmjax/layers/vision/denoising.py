@@ -1,4 +1,4 @@
-"""What tells a diffusion model how noisy its input is."""
+"""The two ends of a denoiser of images: a vector for the time, and from tokens back to pixels."""
 
 import math
 
@@ -7,11 +7,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax.shapes import Array, Float, Int
+from ssmjax.shapes import Array, Float, Int, Tokens
 
-__all__ = ["TimeEmbed", "sinusoidal"]
+__all__ = ["FinalLayer", "TimeEmbed", "sinusoidal"]
 
 _PERIOD = 10_000.0
+_EPS = 1e-6
+
+# Made once: older Flax keeps initializers in a module's static definition, where two equal ones would differ.
+_DRAW = nnx.initializers.normal(0.02)
 
 
 def sinusoidal(times: Float[Array, "b"] | Int[Array, "b"], width: int) -> Float[jax.Array, "b d"]:
@@ -65,5 +69,33 @@ class TimeEmbed(nnx.Module):
         return self.contract(jax.nn.silu(self.expand(x)))
 
 
-# Made once: older Flax keeps initializers in a module's static definition, where two equal ones would differ.
-_DRAW = nnx.initializers.normal(0.02)
+class FinalLayer(nnx.Module):
+    """From tokens to pixels: a layer norm without parameters, modulated by a condition, and a linear map, in float32.
+
+    `linear(norm(x) * (1 + scale) + shift)`, where shift and scale are a linear map of `silu(condition)`
+    (https://arxiv.org/abs/2212.09748, section 3.2).
+
+    Args:
+        d_model: The width of a token, and of the condition.
+        pixels: How many numbers a token becomes.
+        modulated: Whether there is a condition.
+        rngs: Source of the initial values (normal with deviation 0.02; zero biases).
+
+    >>> import jax.numpy as jnp
+    >>> FinalLayer(8, 12, rngs=nnx.Rngs(0))(jnp.ones((2, 5, 8)), jnp.ones((2, 8))).shape
+    (2, 5, 12)
+    """
+
+    def __init__(self, d_model: int, pixels: int, *, modulated: bool = True, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(d_model, pixels, kernel_init=_DRAW, rngs=rngs)
+        self.modulation = nnx.Linear(d_model, 2 * d_model, kernel_init=_DRAW, rngs=rngs) if modulated else None
+
+    def __call__(self, x: Tokens, condition: Float[Array, "b d"] | None = None) -> Float[jax.Array, "b l pixels"]:
+        """Pixels (b l pixels) of tokens (b l d) and, where the layer is modulated, a condition (b d)."""
+        x = jnp.asarray(x, jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + _EPS)
+        if self.modulation is not None:
+            shift, scale = jnp.split(self.modulation(jax.nn.silu(condition.astype(jnp.float32))), 2, axis=-1)
+            x = x * (1 + scale[:, None]) + shift[:, None]
+        return self.linear(x)
