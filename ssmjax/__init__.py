@@ -45,7 +45,7 @@ _HOMES = {
     "summary": "ssmjax.models.summary",
     "use_implementation": "ssmjax.ops.backend",
 }
-_SUBMODULES = ("checkpoints", "data", "generation", "init", "layers", "models", "ops", "training")
+_SUBMODULES = ("checkpoints", "data", "diffusion", "generation", "init", "layers", "models", "ops", "training")
 
 
 def __getattr__(name: str) -> Any:

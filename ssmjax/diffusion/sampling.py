@@ -50,7 +50,7 @@ def sample(
         schedule: What the network was trained with; None is `linear_schedule()`.
         steps: How many of its steps are taken.
         sampler: One of `SAMPLERS`.
-        spacing: How the steps are spread (see `Schedule.respaced`); None is `"log_snr"` for `"dpm++"`, whose order needs
+        spacing: How the steps are spread, see `Schedule.respaced`. None is `"log_snr"` for `"dpm++"`, whose order needs
             it, and `"uniform"` for the others.
         guidance: The scale of classifier-free guidance (`guide`); 1 has none. Above 1 each step evaluates the network
             on twice the images.

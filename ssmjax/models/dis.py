@@ -20,8 +20,9 @@ from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.vision.denoising import FinalLayer, TimeEmbed
 from ssmjax.layers.vision.patch_embed import PatchEmbed
+from ssmjax.models.adapt import adapt_images
 from ssmjax.models.config import ComputeDtype, check_fields, require
-from ssmjax.models.inputs import check_images
+from ssmjax.models.inputs import check_images, image_inputs
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.shapes import Array, Float, Images, Int, PRNGKey, Tokens
 
@@ -116,6 +117,16 @@ class DiSConfig:
     def grid(self) -> tuple[int, int]:
         """The rows and columns of patches."""
         return self.size[0] // self.patch_size, self.size[1] // self.patch_size
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """The rows, columns and channels of an output."""
+        return (*self.size, self.out_channels)
+
+    @property
+    def class_positions(self) -> tuple[int, ...]:
+        """Where the tokens of the class and the time stand."""
+        return tuple(range(self.extra_tokens))
 
     @property
     def extra_tokens(self) -> int:
@@ -317,11 +328,10 @@ class DiS(nnx.Module):
         config, half = self.config, self.config.depth // 2
         drops, final_key = [None, None, None], None
         if key is not None:
-            final_key, *keys = jax.random.split(key, config.blocks + 1)
+            first_key, middle_key, second_key, final_key = jax.random.split(key, 4)
             rates = jnp.asarray(drop_path_rates(config.blocks, config.drop_path_rate))
-            each = rates, jnp.stack(keys)
-            cuts = slice(0, half), half, slice(half + 1, None)
-            drops = [jax.tree.map(lambda x, cut=cut: x[cut], each) for cut in cuts]
+            keys = jax.random.split(first_key, half), middle_key, jax.random.split(second_key, half)
+            drops = list(zip((rates[:half], rates[half], rates[half + 1 :]), keys, strict=True))
         options = dict(unroll=config.unroll_layers, remat=config.remat)
 
         def first_arm(carry, block, drop):
@@ -347,13 +357,29 @@ def _drop(drop, hidden):
     return hidden if drop is None else drop_path(drop[1], hidden, drop[0])
 
 
+def _inputs(config: DiSConfig, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arguments of a call by name."""
+    inputs = image_inputs(config, batch) | {"times": jax.ShapeDtypeStruct((batch,), jnp.float32)}
+    return inputs | ({"labels": jax.ShapeDtypeStruct((batch,), jnp.int32)} if config.num_classes else {})
+
+
 register_family(
     Family(
         "dis",
         DiSConfig,
         DiS,
-        input_shape=lambda config, batch: (batch, *config.size, config.in_channels),
-        tiny={"img_size": 8, "patch_size": 4, "d_model": 16, "depth": 2, "d_state": 4},
+        inputs=_inputs,
+        adapt=adapt_images,
+        adapts=("img_size",),
+        tiny={
+            "num_classes": 5,
+            "img_size": 8,
+            "in_channels": 3,
+            "patch_size": 4,
+            "d_model": 16,
+            "depth": 2,
+            "d_state": 4,
+        },
     )
 )
 # The published sizes: as they are on images of 32 pixels (CIFAR-10), and on latents of an eighth of an image's side.

@@ -40,51 +40,66 @@ def lively(name, **overrides):
     return model, registry.get_family(registry.family_of(model.config)).input_shape(model.config, 2)
 
 
+def arguments(config):
+    """Random arguments of a call by name, of two examples; integers are small enough for any vocabulary."""
+    specs = registry.get_family(registry.family_of(config)).inputs(config, 2)
+    rng = np.random.default_rng(1)
+    return {
+        name: jnp.asarray(
+            rng.normal(size=x.shape) if jnp.issubdtype(x.dtype, jnp.floating) else rng.integers(0, 5, x.shape), x.dtype
+        )
+        for name, x in specs.items()
+    }
+
+
+def output_shape(config):
+    """The shape of an output for two examples."""
+    return 2, *getattr(config, "output_shape", (getattr(config, "outputs", getattr(config, "num_classes", None)),))
+
+
 class EveryModelTest(chex.TestCase):
     @parameterized.named_parameters(*CASES)
     def test_full_size(self, name):
         config = ssmjax.model_config(name)
         family = registry.get_family(registry.family_of(config))
         definition, state = nnx.split(nnx.eval_shape(lambda: ssmjax.create_model(name)))
-        inputs = jax.ShapeDtypeStruct(family.input_shape(config, 2), family.input_dtype(config))
-        out = jax.eval_shape(lambda state, x: nnx.merge(definition, state)(x), state, inputs)
-        chex.assert_shape(out, (2, getattr(config, "outputs", config.num_classes)))
+        inputs = family.inputs(config, 2)
+        out = jax.eval_shape(lambda state, x: nnx.merge(definition, state)(**x), state, inputs)
+        chex.assert_shape(out, output_shape(config))
         chex.assert_type(out, jnp.float32)
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state))
 
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.named_parameters(*distinct_when_tiny())
     def test_forward(self, name):
-        model, shape = lively(name)
+        model, _ = lively(name)
         definition, state = nnx.split(model)
-        out = self.variant(lambda state, x: nnx.merge(definition, state)(x))(
-            state, jax.random.normal(jax.random.key(1), shape)
-        )
-        _check(out)
+        out = self.variant(lambda state, x: nnx.merge(definition, state)(**x))(state, arguments(model.config))
+        _check(model, out)
 
     @parameterized.named_parameters(*distinct_when_tiny())
     def test_forward_and_gradients_in_bfloat16(self, name):
-        model, shape = lively(name, dtype="bfloat16")
+        model, _ = lively(name, dtype="bfloat16")
         definition, state = nnx.split(model)
 
         @quick.jit
         def run(state, x):
             def loss(state):
-                logits = nnx.merge(definition, state)(x)
-                return jax.nn.log_softmax(logits)[:, 0].sum(), logits
+                out = nnx.merge(definition, state)(**x)
+                return jax.nn.log_softmax(out.reshape(2, -1))[:, 0].sum(), out
 
-            gradient, logits = jax.grad(loss, has_aux=True)(state)
-            return logits, gradient
+            gradient, out = jax.grad(loss, has_aux=True)(state)
+            return out, gradient
 
-        out, gradient = run(state, jax.random.normal(jax.random.key(1), shape))
-        _check(out)
+        out, gradient = run(state, arguments(model.config))
+        _check(model, out)
         chex.assert_trees_all_equal_shapes_and_dtypes(gradient, state)
         chex.assert_tree_all_finite(gradient)
         assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))  # every parameter is used
 
 
-def _check(out):
-    chex.assert_shape(out, (2, 5))
+def _check(model, out):
+    chex.assert_shape(out, output_shape(model.config))
     chex.assert_type(out, jnp.float32)
     chex.assert_tree_all_finite(out)
     assert float(jnp.abs(out[0] - out[1]).max()) > 1e-4  # the output depends on the input

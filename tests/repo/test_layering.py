@@ -13,7 +13,7 @@ ORDER = (
     {"ssmjax.layers"},
     {"ssmjax.models"},
     {"ssmjax.checkpoints", "ssmjax.data"},
-    {"ssmjax.training", "ssmjax.generation", "ssmjax.factory"},
+    {"ssmjax.training", "ssmjax.generation", "ssmjax.diffusion", "ssmjax.factory"},
     {"vlmjax"},
     {"experiments"},
 )
@@ -61,6 +61,7 @@ NAMESPACE_ONLY = ("ssmjax/checkpoints/torch_file.py", "argparse.Namespace")
     [
         ("ssmjax/ops", ("flax",)),  # pure functions of arrays
         ("ssmjax/training", ("ssmjax.ops", "ssmjax.layers", "ssmjax.models")),  # knows losses, not models
+        ("ssmjax/diffusion", ("ssmjax.ops", "ssmjax.layers", "ssmjax.models")),  # knows denoisers, not models
         ("ssmjax", ("vlmjax", "experiments", "tests", "argparse", "matplotlib", "tyro")),
         ("vlmjax", ("experiments", "tests", "argparse", "matplotlib", "tyro")),
         ("benchmarks", ("experiments",)),
