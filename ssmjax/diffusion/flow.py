@@ -39,7 +39,7 @@ def flow_loss(model: Denoiser, batch: Mapping[str, Array], key: PRNGKey) -> tupl
     >>> import jax, jax.numpy as jnp, ssmjax
     >>> model = ssmjax.create_model("dis_nano", depth=2, d_model=16, learn_sigma=False)
     >>> batch = {"image": jnp.zeros((2, 16, 16, 1)), "label": jnp.array([3, 4])}
-    >>> flow_loss(model, batch, jax.random.key(0))[0].shape
+    >>> nnx.jit(flow_loss)(model, batch, jax.random.key(0))[0].shape
     ()
     """
     _check("flow_loss", model)

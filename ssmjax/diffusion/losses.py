@@ -94,9 +94,10 @@ def diffusion_loss(
         The loss and its terms `mse` and, with a learned variance, `vb`, each the mean over the batch.
 
     >>> import jax, jax.numpy as jnp, ssmjax
+    >>> from flax import nnx
     >>> model = ssmjax.create_model("dis_nano", depth=2, d_model=16)
     >>> batch = {"image": jnp.zeros((2, 16, 16, 1)), "label": jnp.array([3, 4])}
-    >>> loss, terms = jax.jit(lambda key: diffusion_loss(model, batch, key))(jax.random.key(0))
+    >>> loss, terms = nnx.jit(diffusion_loss)(model, batch, jax.random.key(0))
     >>> loss.shape, sorted(terms)
     ((), ['mse', 'vb'])
     """

@@ -60,7 +60,7 @@ def _trained(graphdef, state, inputs):
 def _sampled(model, inputs) -> dict[str, np.ndarray]:
     x, labels, count = inputs["xt"], inputs.get("y"), len(inputs["xt"])
     respaced = linear_schedule().respaced(STEPS)
-    row = {name: table[INDEX] for name, table in tables(respaced).items()}
+    row = {name: jnp.asarray(table[INDEX]) for name, table in tables(respaced).items()}
     call = nnx.jit(model)
     out = call(x, jnp.full((count,), respaced.timesteps[INDEX]), labels)
     found = estimate(out, x, row, learned=True)
