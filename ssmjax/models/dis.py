@@ -371,15 +371,7 @@ register_family(
         inputs=_inputs,
         adapt=adapt_images,
         adapts=("img_size",),
-        tiny={
-            "num_classes": 5,
-            "img_size": 8,
-            "in_channels": 3,
-            "patch_size": 4,
-            "d_model": 16,
-            "depth": 2,
-            "d_state": 4,
-        },
+        tiny=dict(num_classes=5, img_size=8, in_channels=3, patch_size=4, d_model=16, depth=2, d_state=4),
     )
 )
 # The published sizes: as they are on images of 32 pixels (CIFAR-10), and on latents of an eighth of an image's side.
