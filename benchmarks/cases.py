@@ -12,6 +12,7 @@ from ssmjax import ops
 from ssmjax.ops.causal_conv1d.cost import causal_conv1d_cost
 from ssmjax.ops.cost import Cost
 from ssmjax.ops.linear_scan.cost import linear_scan_cost
+from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.cost import selective_scan_cost
 from ssmjax.ops.selective_scan.xla import selective_scan_xla
 from ssmjax.ops.separable_conv.cost import separable_conv_cost
@@ -50,7 +51,7 @@ def selective_scan_case(shape: tuple[int, ...], dtype: jnp.dtype) -> Case:
 
     def form(name, **knobs):
         def call(x, dt, A, B, C):
-            return selective_scan_xla(x, dt, A, B, C, None, None, None, False, None, None, False, form=name, **knobs)[0]
+            return selective_scan_xla(ScanCall(x, dt, A, B, C), form=name, **knobs)[0]
 
         return call
 

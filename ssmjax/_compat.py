@@ -3,12 +3,18 @@
 import jax
 import jax.numpy as jnp
 
-__all__ = ["full_like", "vary_alike"]
+__all__ = ["full_like", "lacks_mosaic_gpu", "vary_alike"]
 
 
 def full_like(x: jax.Array, value: float) -> jax.Array:
     """`jnp.full_like`, varying over the same manual mesh axes as `x`."""
     return _vary(jnp.full_like(x, value), tuple(sorted(_varying_axes(x))))
+
+
+def lacks_mosaic_gpu() -> str | None:
+    """Why this jax does not run the kernels in Pallas Mosaic GPU, or None if it does."""
+    # Since 0.10.2 `plgpu.kernel` takes `out_type` and `scratch_types`.
+    return None if jax.__version_info__ >= (0, 10, 2) else f"needs jax 0.10.2 or newer, this is {jax.__version__}"
 
 
 def vary_alike(tree):

@@ -12,16 +12,21 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
 
 from ssmjax import errors
 
 __all__ = [
     "Decision",
+    "Form",
     "Implementation",
     "Op",
     "Support",
     "decisions",
+    "dispatch",
+    "lacks_capability",
     "register_op",
     "registered_ops",
     "report",
@@ -36,6 +41,14 @@ Implementation = Literal["auto", "reference", "xla", "cudnn", "pallas_triton", "
 
 Support = str | None
 """Whether an implementation takes a call: None if it does, otherwise the condition that failed."""
+
+
+class Form(NamedTuple):
+    """An implementation: a function of a call, and of whether it takes the call (see `Support`)."""
+
+    run: Callable[[Any], Any]
+    supports: Callable[[Any], Support] = lambda call: None
+
 
 ENVIRONMENT_VARIABLE = "SSMJAX_IMPLEMENTATION"
 
@@ -164,6 +177,28 @@ def resolve(op: str, implementation: str, available: Mapping[str, Support], deta
         _decisions[decision] = None
         logger.info("%s uses %r (%s): %s", op, chosen, source, decision.reason)
     return chosen
+
+
+def dispatch(op: str, implementation: str, forms: Mapping[str, Form], call: Any, detail: str = "") -> Any:
+    """Runs a call by the first of the forms that takes it, or by the named one; see `resolve`."""
+    available = {name: form.supports(call) for name, form in forms.items()}
+    return forms[resolve(op, implementation, available, detail)].run(call)
+
+
+def lacks_capability(wanted: str) -> Support:
+    """None if the default device is a GPU whose compute capability has the major number of `wanted`, else what it is.
+
+    The platform that a program is compiled for is known only later, so that kernels bring the XLA form for the others.
+    """
+    device = jax.config.jax_default_device or jax.devices()[0]
+    if isinstance(device, str):
+        device = jax.devices(device)[0]
+    found = getattr(device, "compute_capability", None)
+    if device.platform != "gpu" or not found:
+        return f"needs a GPU of compute capability {wanted}, the default device is a {device.platform}"
+    if str(found).split(".")[0] != wanted.split(".", maxsplit=1)[0]:
+        return f"needs a GPU of compute capability {wanted}, {device.device_kind} has {found}"
+    return None
 
 
 def decisions() -> tuple[Decision, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ssmjax import ops
+from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.reference import selective_scan_reference
 from ssmjax.ops.selective_scan.xla import choose, chunk_length, selective_scan_xla
 from tests.ops import oracle
@@ -42,9 +43,7 @@ def value_and_grads(run, problem, ids, reverse):
     weights = np.random.default_rng(1).standard_normal((b, l, e)).astype(np.float32)
 
     def loss(p):
-        y, state = run(
-            p["x"], p["dt"], p["A"], p["B"], p["C"], p["D"], p["z"], p["dt_bias"], True, p["h0"], ids, reverse
-        )
+        y, state = run(ScanCall(**p, dt_softplus=True, segment_ids=ids, reverse=reverse))
         real = jnp.concatenate([state.real, state.imag], axis=-1) if jnp.iscomplexobj(state) else state
         return (y * weights).sum() + jnp.sin(real).sum(), (y, state)
 

@@ -5,13 +5,19 @@ import jax.numpy as jnp
 
 from ssmjax import errors
 from ssmjax.ops import _checks, backend
+from ssmjax.ops.selective_scan import pallas_mosaic, xla
+from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.reference import selective_scan_reference
-from ssmjax.ops.selective_scan.xla import selective_scan_xla
 from ssmjax.shapes import Array, Float, Inexact, SegmentIds, State
 
 __all__ = ["selective_scan"]
 
-IMPLEMENTATIONS = {"xla": selective_scan_xla, "reference": selective_scan_reference}
+IMPLEMENTATIONS = {
+    "pallas_mosaic": backend.Form(pallas_mosaic.selective_scan_mosaic, pallas_mosaic.supports),
+    "xla": backend.Form(xla.selective_scan_xla, xla.supports),
+    "reference": backend.Form(selective_scan_reference),
+}
+"""In order of preference. Each is a function of a `ScanCall`, with what it does not take."""
 
 
 def selective_scan(
@@ -43,7 +49,8 @@ def selective_scan(
     Everything is computed in float32 whatever the inputs' dtype (in float64 if `x` is float64) and is deterministic.
     All array arguments but `segment_ids` have gradients, and so has the returned state. The backward pass keeps the
     inputs and one state per chunk of about 64 steps, nothing of size (b l e n).
-    Reverse mode only; `implementation="reference"` has forward mode, too.
+    On a Hopper GPU a kernel runs it (n <= 64, real A, B and C per step). Reverse mode only;
+    `implementation="reference"` has forward mode, too.
 
     Args:
         x: Input, (b l e), any float dtype. Channels are last; the CUDA op of the paper takes (b e l).
@@ -84,16 +91,11 @@ def selective_scan(
     flags = {"dt_softplus": dt_softplus, "reverse": reverse, "return_state": return_state}
     errors.require_flags("selective_scan", **flags)
     _check(x, dt, A, B, C, D, z, dt_bias, h0, segment_ids)
-    available = dict.fromkeys(IMPLEMENTATIONS)
-    if 0 in x.shape or 0 in A.shape:
-        available["xla"] = "an axis has size 0"
+    arrays = jax.tree.map(jnp.asarray, (x, dt, A, B, C, D, z, dt_bias))
+    h0, segment_ids = jax.tree.map(jnp.asarray, (h0, segment_ids))
+    call = ScanCall(*arrays, dt_softplus, h0, segment_ids, reverse, return_state)
     detail = "xla is sequential on CPU, chunked or sequential by shape elsewhere"
-    chosen = backend.resolve("selective_scan", implementation, available, detail)
-    x, dt, A, B, C, D, z, dt_bias, h0, segment_ids = jax.tree.map(
-        jnp.asarray, (x, dt, A, B, C, D, z, dt_bias, h0, segment_ids)
-    )
-    run = IMPLEMENTATIONS[chosen]
-    y, state = run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse)
+    y, state = backend.dispatch("selective_scan", implementation, IMPLEMENTATIONS, call, detail)
     return (y, state) if return_state else y
 
 

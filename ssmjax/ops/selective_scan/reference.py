@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import _compat
+from ssmjax.ops.selective_scan.call import ScanCall
 
 __all__ = ["selective_scan_reference"]
 
 
-def selective_scan_reference(x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse):
-    """Returns `y` (b l e) in the dtype of `x` and the last state (b e n); arguments as in `api.selective_scan`."""
+def selective_scan_reference(call: ScanCall):
+    """Returns `y` (b l e) in the dtype of `x` and the last state (b e n)."""
+    x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse, _ = call
     real = jnp.promote_types(x.dtype, jnp.float32)
     (b, l, e), number = x.shape, jnp.promote_types(A.dtype, real)
     u, dt = x.astype(real), dt.astype(real)

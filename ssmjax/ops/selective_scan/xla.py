@@ -23,10 +23,11 @@ from einops import rearrange, repeat
 
 from ssmjax import _compat
 from ssmjax.ops.selective_scan import xla_chunked, xla_sequential
+from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.xla_common import Form, Plan, ScanInputs
 from ssmjax.ops.selective_scan.xla_tiles import backward_in_tiles, forward_in_tiles
 
-__all__ = ["choose", "chunk_length", "selective_scan_xla"]
+__all__ = ["choose", "chunk_length", "selective_scan_xla", "supports"]
 
 
 MANY_STATES = 500_000
@@ -56,32 +57,20 @@ def chunk_length(l: int, target: int = 64) -> int:
     return -(-l // max(1, round(l / target)))
 
 
-def selective_scan_xla(
-    x,
-    dt,
-    A,
-    B,
-    C,
-    D,
-    z,
-    dt_bias,
-    dt_softplus,
-    h0,
-    segment_ids,
-    reverse,
-    *,
-    form=None,
-    chunk=None,
-    unroll=None,
-    tile=8192,
-):
-    """Returns `y` (b l e) in the dtype of `x` and the last state (b e n); arguments as in `api.selective_scan`.
+def supports(call: ScanCall) -> str | None:
+    """Why the XLA form does not take a call, or None if it does."""
+    return "an axis has size 0" if 0 in call.x.shape or 0 in call.A.shape else None
 
-    What follows the arguments of the op tunes it: `form` forces "sequential" or "chunked" on every platform instead of
+
+def selective_scan_xla(call: ScanCall, *, form=None, chunk=None, unroll=None, tile=8192):
+    """Returns `y` (b l e) in the dtype of `x` and the last state (b e n).
+
+    What follows the call tunes it: `form` forces "sequential" or "chunked" on every platform instead of
     what `choose` says; `chunk` is the steps between the stored states, by default about 64, and 16 with `MANY_STATES`;
     `unroll` is that of the sequential form's time loop, by default 1 on a CPU, where more is slower, and the chunk
     elsewhere; `tile` is how many numbers the state of one tile holds on a CPU.
     """
+    x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse, _ = call
     real = jnp.promote_types(x.dtype, jnp.float32)
     dt = dt.astype(real)
     if dt_bias is not None:
