@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "create_model", "list_models", "load_pretrained", "save_pretrained"]
 
 _HOMES = dict.fromkeys(("create_model", "list_models", "load_pretrained", "save_pretrained"), "vlmjax.create")
-_SUBMODULES = ("checkpoints", "layers", "metrics", "models", "ops")
+_SUBMODULES = ("checkpoints", "layers", "models", "ops")
 
 
 def __getattr__(name: str) -> Any:

@@ -216,8 +216,16 @@ register_family(
         "clip",
         CLIPConfig,
         CLIP,
-        input_shape=lambda config, batch: (batch, config.vision.img_size, config.vision.img_size, 3),
-        tiny={},
+        inputs=lambda config, batch: {
+            "images": jax.ShapeDtypeStruct((batch, config.vision.img_size, config.vision.img_size, 3), jnp.float32),
+            "tokens": jax.ShapeDtypeStruct((batch, config.text.length), jnp.int32),
+        },
+        tiny={
+            "vision": {"img_size": 8, "patch_size": 4, "d_model": 16, "depth": 2, "heads": 2, "d_mlp": 32},
+            "text": {"vocab": 32, "length": 6, "d_model": 16, "depth": 2, "heads": 2, "d_mlp": 32},
+            "d_shared": 8,
+        },
+        hf="vlmjax.checkpoints.hf_towers:CLIP",
     )
 )
 register_model("clip_vit_large_336", "clip", CLIPConfig())

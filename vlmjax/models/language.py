@@ -315,6 +315,7 @@ def _register(name: str, config: type) -> None:
             input_shape=lambda config, batch: (batch, min(16, config.max_length)),
             input_dtype=lambda config: jnp.int32,
             tiny={"vocab": 32, "d_model": 16, "depth": 2, "heads": 2, "kv_heads": 1, "d_mlp": 32, "max_length": 64},
+            hf=f"vlmjax.checkpoints.hf_language:{name.upper()}",
         )
     )
 

@@ -219,7 +219,12 @@ register_family(
         Llava,
         input_shape=lambda config, batch: (batch, 8),
         input_dtype=lambda config: jnp.int32,
-        tiny={},
+        tiny={
+            "vision": {"img_size": 8, "patch_size": 4, "d_model": 16, "depth": 2, "heads": 2, "d_mlp": 32},
+            "text": {"vocab": 32, "d_model": 16, "depth": 2, "heads": 2, "d_mlp": 32, "max_length": 64},
+            "image_token": 31,
+        },
+        hf="vlmjax.checkpoints.hf_llava:LLAVA",
     )
 )
 _NANO = dict(text=LLAMA_NANO, layers=(-1,), image_token=63)

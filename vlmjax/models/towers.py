@@ -266,7 +266,7 @@ class VisionTower(nnx.Module):
         return jnp.concatenate([positions[:extra], rearrange(image, "y x d -> (y x) d")])
 
 
-def _register(name: str, config: type) -> None:
+def _register(name: str, config: type, layout: str) -> None:
     register_family(
         Family(
             name,
@@ -274,12 +274,13 @@ def _register(name: str, config: type) -> None:
             VisionTower,
             input_shape=lambda config, batch: (batch, config.img_size, config.img_size, 3),
             tiny={"img_size": 8, "patch_size": 4, "d_model": 16, "depth": 2, "heads": 2, "d_mlp": 32},
+            hf=f"vlmjax.checkpoints.hf_towers:{layout}",
         )
     )
 
 
-_register("clip_vision", CLIPVisionConfig)
-_register("siglip_vision", SiglipVisionConfig)
+_register("clip_vision", CLIPVisionConfig, "CLIP_VISION")
+_register("siglip_vision", SiglipVisionConfig, "SIGLIP_VISION")
 register_model("clip_vision_large_336", "clip_vision", CLIPVisionConfig())
 register_model("clip_vision_large", "clip_vision", CLIPVisionConfig(img_size=224))
 register_model("siglip_vision_so400m_384", "siglip_vision", SiglipVisionConfig())
