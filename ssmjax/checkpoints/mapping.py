@@ -76,6 +76,13 @@ class Rule:
             wanted = f"as many lengths as there are sources, {len(self.sources)}"
             raise errors.bad_argument("Rule", "sizes", self.sizes, wanted)
 
+    def __repr__(self) -> str:
+        """The line as one writes it, without what is left out."""
+        more = {name: getattr(self, name) for name in ("axis", "sizes", "stack")}
+        shown = {name: x for name, x in more.items() if x != type(self).__dataclass_fields__[name].default}
+        fields = {"source": self.source, "target": self.target, "layout": self.layout} | shown
+        return f"Rule({', '.join(f'{name}={x!r}' for name, x in fields.items())})"
+
     @property
     def sources(self) -> tuple[str, ...]:
         """The foreign names, also if there is one."""
@@ -357,7 +364,7 @@ def check_needed(
 def check_real_parts(where: str, A_real: np.ndarray | None, transform: str) -> None:
     """Raises `ValueError` if real parts are stored as they are, and one is not below what "clip" holds them to.
 
-    >>> check_real_parts("example", np.array([-0.5]), "clip")
+    >>> check_real_parts("example", np.array([0.5]), "clip")
     """
     if transform == "clip" and A_real is not None and np.min(A_real, initial=np.inf) < INITIAL_LEAST:
         wanted = f"-{INITIAL_LEAST} at most, which our layers hold it to"
