@@ -14,6 +14,7 @@ import ssmjax
 from experiments.shared import common
 from ssmjax.data import ArrayBatches
 from ssmjax.errors import bad_argument
+from ssmjax.paths import local_path
 from ssmjax.training.evaluate import MetricFn, classification_sums, evaluate
 from ssmjax.training.fit import FitConfig, fit
 from ssmjax.training.guards import TrainingDiverged
@@ -57,6 +58,11 @@ class Config:
     """Writes a jax.profiler trace of ten steps into the run's folder."""
     tensorboard: bool = False
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        for field in common.PATHS:
+            if (value := getattr(self, field)) is not None:
+                object.__setattr__(self, field, local_path("settings", field, value))
 
 
 _POSITIVE = ("epochs", "steps", "batch_size", "seeds", "minutes", "learning_rate")

@@ -19,6 +19,7 @@ from ssmjax.data import DataUnavailable
 from ssmjax.training.guards import TrainingDiverged
 
 __all__ = [
+    "PATHS",
     "accelerator_dtype",
     "command",
     "config_digest",
@@ -32,8 +33,8 @@ __all__ = [
 RESULTS = Path("experiments/results")
 FIGURES = Path("figures")
 
-_PATHS = ("data_dir", "download_dir", "out_dir", "runs_dir")
-_NOT_IDENTITY = (*_PATHS, "seeds", "minutes", "resume", "progress", "tensorboard", "profile")
+PATHS = ("data_dir", "download_dir", "out_dir", "runs_dir")
+_NOT_IDENTITY = (*PATHS, "seeds", "minutes", "resume", "progress", "tensorboard", "profile")
 
 
 def run_cli(main: Callable[[Any], Any], config: type) -> None:
@@ -105,7 +106,7 @@ def command(name: str, config: Any, default: Any) -> str:
 
     for field in sorted(dataclasses.fields(config), key=rank):
         value = getattr(config, field.name)
-        if value == getattr(default, field.name) or field.name in (*_PATHS, "minutes", "progress"):
+        if value == getattr(default, field.name) or field.name in (*PATHS, "minutes", "progress"):
             continue
         flag = field.name.replace("_", "-")
         words = " ".join(map(str, value)) if isinstance(value, tuple) else value

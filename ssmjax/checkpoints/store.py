@@ -19,6 +19,7 @@ import numpy as np
 from ssmjax.checkpoints.lock import FolderLock
 from ssmjax.checkpoints.manifest import MANIFEST, verify_manifest, write_manifest
 from ssmjax.errors import bad_argument
+from ssmjax.paths import local_path
 
 __all__ = ["CheckpointError", "CheckpointStore"]
 
@@ -40,7 +41,7 @@ class CheckpointStore:
         keep: How many steps to keep; at least 1.
 
     Raises:
-        ValueError: `keep` is less than 1.
+        ValueError: `keep` is less than 1, or the folder is not one of this machine.
         CheckpointError: Another process, or another store of this one, has the folder open.
 
     >>> import tempfile, jax.numpy as jnp
@@ -56,7 +57,7 @@ class CheckpointStore:
 
         if keep < 1:
             raise bad_argument("CheckpointStore", "keep", keep, "at least 1")
-        self.directory = Path(directory).absolute()
+        self.directory = local_path("CheckpointStore", "directory", directory).absolute()
         self._keep = keep
         self._ocp = ocp
         self._lock = FolderLock(self.directory)

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from ssmjax.checkpoints.arrays import read_safetensors
+from ssmjax.paths import local_path
 
 __all__ = ["read_torch_file", "strip_prefix", "unwrap"]
 
@@ -37,7 +38,7 @@ def read_torch_file(path: str | pathlib.Path, *, allow_pickle: bool = False) -> 
         ValueError: The file is missing, damaged, or a pickle without `allow_pickle`, or it holds no state dict.
         ImportError: PyTorch is needed and not installed.
     """
-    path = pathlib.Path(path)
+    path = local_path("read_torch_file", "path", path)
     if not path.is_file():
         raise ValueError(f"read_torch_file: there is no file {str(path)!r}.")
     if path.suffix == ".safetensors":

@@ -107,8 +107,7 @@ def load_images(
     if name == "digits":
         return _image_data(name, read_digits(), "scikit-learn load_digits")
     _require_packages(name)
-    data_dir = Path(data_dir).expanduser() if data_dir is not None else tfds.default_data_dir()
-    manual = Path(download_dir).expanduser() if download_dir is not None else data_dir / "downloads" / "manual"
+    data_dir, manual = tfds.data_folders("load_images", data_dir, download_dir)
     folder = tfds.find_prepared(name, data_dir) or _prepare(name, data_dir, manual)
     records = tfds.read_prepared(folder)
     return _image_data(name, records, f"tfds {name}:{folder.name} in {folder.parent.parent}")

@@ -58,8 +58,7 @@ def load_spoken_digits(
     """
     if max_length < 1:
         raise bad_argument("load_spoken_digits", "max_length", max_length, "positive")
-    data_dir = Path(data_dir).expanduser() if data_dir is not None else tfds.default_data_dir()
-    manual = Path(download_dir).expanduser() if download_dir is not None else data_dir / "downloads" / "manual"
+    data_dir, manual = tfds.data_folders("load_spoken_digits", data_dir, download_dir)
     places = [folder / name for folder in (manual / "spoken_digits", manual) for name in _ARCHIVES]
     if folder := tfds.find_prepared("spoken_digit", data_dir):
         recordings, source = dict(_read_prepared(folder)), f"tfds spoken_digit:{folder.name}"

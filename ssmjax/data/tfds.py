@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ssmjax.data.archives import DataUnavailable, Records
+from ssmjax.paths import local_path
 
-__all__ = ["default_data_dir", "find_prepared", "read_prepared"]
+__all__ = ["data_folders", "default_data_dir", "find_prepared", "read_prepared"]
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _CHUNK = 4096
@@ -19,7 +20,21 @@ _CHUNK = 4096
 
 def default_data_dir() -> Path:
     """TFDS' own default: the variable `TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return local_path("load_images", "TFDS_DATA_DIR", os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def data_folders(
+    where: str, data_dir: str | os.PathLike | None, download_dir: str | os.PathLike | None
+) -> tuple[Path, Path]:
+    """The folder of prepared data sets, and that of archives, as a user gave them or by default.
+
+    Raises:
+        ValueError: One of them is not on this machine.
+    """
+    chosen = local_path(where, "data_dir", data_dir) if data_dir is not None else default_data_dir()
+    if download_dir is not None:
+        return chosen, local_path(where, "download_dir", download_dir)
+    return chosen, chosen / "downloads" / "manual"
 
 
 def find_prepared(name: str, data_dir: Path) -> Path | None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from ssmjax.paths import local_path
+
 __all__ = ["enable_compilation_cache"]
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,9 @@ def enable_compilation_cache(directory: str | Path | None = None) -> Path:
     True
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssmjax" / "xla"
-    chosen = Path(directory or jax.config.jax_compilation_cache_dir or default)
+    chosen = local_path(
+        "enable_compilation_cache", "directory", directory or jax.config.jax_compilation_cache_dir or default
+    )
     jax.config.update("jax_compilation_cache_dir", str(chosen))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     compilation_cache.reset_cache()  # jax decides once, at the first compilation, whether there is a cache

@@ -17,6 +17,7 @@ from flax import nnx
 from ssmjax.checkpoints.manifest import write_atomically
 from ssmjax.checkpoints.store import CheckpointStore
 from ssmjax.errors import as_int, as_nonnegative, bad_argument, require_flags, shape_of
+from ssmjax.paths import local_path
 from ssmjax.training.guards import StopSignals, TrainingDiverged
 from ssmjax.training.journal import Journal
 from ssmjax.training.prefetch import Prefetcher
@@ -60,7 +61,7 @@ class FitConfig:
     log_every: int = 50
     eval_every: int = 0
     save_every: int = 0
-    checkpoint_dir: str | None = None
+    checkpoint_dir: str | Path | None = None
     keep: int = 3
     fresh: bool = False
     ema_decay: float | None = None
@@ -69,8 +70,8 @@ class FitConfig:
     time_limit: float | None = None
     progress: bool = True
     unit: str = "examples"
-    tensorboard_dir: str | None = None
-    profile_dir: str | None = None
+    tensorboard_dir: str | Path | None = None
+    profile_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
         where = "FitConfig"
@@ -82,6 +83,9 @@ class FitConfig:
             as_int(where, name, getattr(self, name), least=least)
         if self.time_limit is not None:
             as_nonnegative(where, "time_limit", self.time_limit, positive=True, remedy="None has no limit.")
+        for name in ("checkpoint_dir", "tensorboard_dir", "profile_dir"):  # before any work is done
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(local_path(where, name, getattr(self, name))))
         if self.ema_decay is not None and not as_nonnegative(where, "ema_decay", self.ema_decay) < 1:
             raise bad_argument(where, "ema_decay", self.ema_decay, "less than 1", "None keeps no average.")
 

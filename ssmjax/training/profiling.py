@@ -4,6 +4,8 @@ import logging
 
 import jax
 
+from ssmjax.paths import local_path
+
 __all__ = ["ProfileWindow"]
 
 logger = logging.getLogger(__name__)
@@ -19,7 +21,7 @@ class ProfileWindow:
     """
 
     def __init__(self, directory: str | None, first: int, length: int = 10) -> None:
-        self._directory = directory
+        self._directory = None if directory is None else local_path("ProfileWindow", "directory", directory)
         self._first, self._end = first, first + length
         self._running = False
 
@@ -28,7 +30,7 @@ class ProfileWindow:
         if self._directory is None:
             return
         if step == self._first:
-            jax.profiler.start_trace(self._directory)
+            jax.profiler.start_trace(str(self._directory))
             self._running = True
         elif step == self._end:
             self._stop()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmjax.checkpoints.manifest import write_atomically
+from ssmjax.paths import local_path
 
 __all__ = ["Recorder", "read_records"]
 
@@ -28,7 +29,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     [{'kind': 'train', 'step': 1, 'loss': 0.5}]
     """
     records = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in local_path("read_records", "path", path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except ValueError:
@@ -63,7 +64,7 @@ class Recorder:
         self.records: list[dict[str, Any]] = []
         self._file = self._board = None
         if path is not None:
-            path = Path(path)
+            path = local_path("Recorder", "path", path)
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 self.records = [record for record in read_records(path) if record["step"] <= start]
@@ -72,7 +73,9 @@ class Recorder:
         if tensorboard_dir is not None:
             from tensorboardX import SummaryWriter  # optional
 
-            self._board = SummaryWriter(str(tensorboard_dir), purge_step=start + 1)
+            self._board = SummaryWriter(
+                str(local_path("Recorder", "tensorboard_dir", tensorboard_dir)), purge_step=start + 1
+            )
 
     def write(self, kind: str, step: int, values: Mapping[str, int | float]) -> None:
         """Writes one record.

@@ -16,6 +16,7 @@ import numpy as np
 
 import ssmjax
 from ssmjax.checkpoints.manifest import write_atomically
+from ssmjax.paths import local_path
 
 __all__ = ["environment", "make_report", "render_table", "summarize", "write_report"]
 
@@ -93,7 +94,8 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
     >>> import tempfile
     >>> write_report(f"{tempfile.mkdtemp()}/results/demo.json", {"name": "demo"})
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = local_path("write_report", "path", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(_plain(report), indent=1, allow_nan=False) + "\n")
 
 
