@@ -36,7 +36,7 @@ def local_path(where: str, argument: str, path: str | os.PathLike) -> Path:
         path: What came.
 
     Raises:
-        ValueError: It is an address of another machine, or no path.
+        ValueError: It is an address of another machine.
 
     >>> local_path("fit", "checkpoint_dir", "~/run") == Path.home() / "run"
     True
@@ -44,8 +44,6 @@ def local_path(where: str, argument: str, path: str | os.PathLike) -> Path:
     Traceback (most recent call last):
     ValueError: fit: checkpoint_dir must be a folder of this machine, got 'gs://bucket/run'. Mount the bucket...
     """
-    if not isinstance(path, str | os.PathLike):
-        raise bad_argument(where, argument, path, "a path")
     address = address_of(path)
     if address is not None:
         remedy = "Mount the bucket as a folder (gcsfuse, s3fs), or give a local folder and copy it afterwards."
