@@ -72,6 +72,7 @@ class Experiment:
         smoke: Further settings of a smoke run that are None, such as a depth.
         optimizer: Gets the settings and the number of steps.
         augment: The augmentation in training; by default that of the data set.
+        unmixed: The share of the training, at its end, without mixup and cutmix.
         published: The accuracy, label and source of what the settings are compared with, or None.
         variants: Settings by which the experiment makes several claims, each with a results file of its own.
     """
@@ -82,6 +83,7 @@ class Experiment:
     smoke: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: Callable[[Any, int], optax.GradientTransformation] = optimizer
     augment: Callable[[Any], AugmentConfig] = lambda config: SETS[config.data].augment
+    unmixed: float = 0.0
     published: Callable[[Any], Mapping[str, Any] | None] = lambda config: None
     variants: Sequence[str] = ("data",)
 
@@ -126,14 +128,15 @@ def resolve(experiment: Experiment, config: Any) -> Any:
     if config.data not in experiment.recipes:
         raise ssmjax.errors.unknown_name("data set", config.data, list(experiment.recipes))
     classifier.check(experiment.name, config, {"drop_path": 1, "ema_decay": 1})
-    ssmjax.model_config(config.model)  # an unknown model is an error now, not after the data
     filled = {**experiment.recipes[config.data], **(experiment.smoke if config.smoke else {})}
     filled = {name: value for name, value in filled.items() if getattr(config, name) is None}
     if config.dtype == "auto":
         filled["dtype"] = common.accelerator_dtype()
     if config.smoke:
         filled |= {"epochs": 2, "batch_size": 16, "seeds": 1}
-    return dataclasses.replace(config, **filled)
+    config = dataclasses.replace(config, **filled)
+    ssmjax.model_config(config.model)  # an unknown model is an error now, not after the data
+    return config
 
 
 def load(config: Config) -> ImageData:
@@ -162,14 +165,22 @@ def build(experiment: Experiment, config: Any, data: ImageData, seed: int) -> An
     )
 
 
-def make_prepare(data: ImageData, augmentation: AugmentConfig, config: Config) -> Prepare:
-    """What happens to a batch on the device: augmentation and soft labels in training, and normalization."""
+def make_prepare(data: ImageData, augmentation: AugmentConfig, config: Config, unmixed: float = 0.0) -> Prepare:
+    """What happens to a batch on the device: augmentation and soft labels in training, and normalization.
 
-    def prepare(batch: Mapping[str, Any], key: jax.Array | None, train: bool) -> dict[str, Any]:
+    Mixed images are none that the model will be asked about, so the last part of the training may do without them.
+    """
+    plain = dataclasses.replace(augmentation, mixup_alpha=0.0, cutmix_alpha=0.0)
+
+    def prepare(batch: Mapping[str, Any], key: jax.Array | None, train: bool, progress: Any = 0.0) -> dict[str, Any]:
         images, labels = batch["image"], batch["label"]
         if train:
             labels = optax.smooth_labels(jax.nn.one_hot(labels, data.num_classes), config.label_smoothing)
-            images, labels = augment(key, images, labels, augmentation)
+            if unmixed and plain != augmentation:
+                ways = [lambda *x, way=way: augment(*x, way) for way in (plain, augmentation)]
+                images, labels = jax.lax.cond(progress >= 1 - unmixed, *ways, key, images, labels)
+            else:
+                images, labels = augment(key, images, labels, augmentation)
         return {**batch, "image": normalize(images, data.mean, data.std), "label": labels}
 
     return prepare
@@ -216,7 +227,7 @@ def _train(experiment: Experiment, config: Any, data: ImageData, seed: int) -> d
         test=functools.partial(eval_batches, data.test_images, data.test_labels, batch_size),
         run_dir=config.runs_dir / folder / f"seed{seed}",
         identity={"experiment": name, "config": common.identity(config), "data": data.checksum},
-        prepare=make_prepare(data, experiment.augment(config), config),
+        prepare=make_prepare(data, experiment.augment(config), config, experiment.unmixed),
         ema_decay=config.ema_decay,
         unit="images",
     )

@@ -4,12 +4,15 @@ import subprocess
 import sys
 import types
 
+import chex
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import vim_cifar
 from experiments.shared import common, image
 from experiments.vim_cifar import Config
+from ssmjax.data import AugmentConfig
 from tests.repo.sources import ROOT
 
 
@@ -17,6 +20,8 @@ from tests.repo.sources import ROOT
     ("changed", "message"),
     [
         ({"data": "cifar"}, "Unknown data set 'cifar'.*'cifar10'"),
+        ({"recipe": "bst"}, "Unknown recipe 'bst'.*'best'"),
+        ({"optimizer": "adam"}, "Unknown optimizer 'adam'.*'adamw'"),
         ({"model": "vim_nanno"}, "Unknown model 'vim_nanno'.*'vim_nano'"),
         ({"epochs": 0}, "epochs must be positive"),
         ({"learning_rate": float("inf")}, "learning_rate must be positive and finite"),
@@ -38,12 +43,29 @@ def test_an_unwritable_folder(tmp_path):
 
 
 def test_only_the_recipe_writes_the_claim():
-    names = [
-        image.result_name(vim_cifar.EXPERIMENT, image.resolve(vim_cifar.EXPERIMENT, Config(**changed)))
-        for changed in ({}, {"data": "mnist"}, {"smoke": True}, {"seeds": 3}, {"data": "mnist", "steps": 5})
-    ]
-    assert names[:4] == ["vim_cifar", "vim_cifar_mnist", "vim_cifar_smoke", "vim_cifar"]
-    assert names[4].startswith("vim_cifar_mnist_vim_nano_")
+    def name(**changed):
+        config = vim_cifar.resolve(Config(**changed))
+        experiment = vim_cifar.experiment(config)
+        return image.result_name(experiment, image.resolve(experiment, config))
+
+    assert name() == name(seeds=3) == "vim_cifar"
+    assert name(data="mnist") == "vim_cifar_mnist"
+    assert name(smoke=True) == "vim_cifar_smoke"
+    assert name(recipe="best") == "vim_cifar_best"
+    assert name(patch_size=4) == "vim_cifar_small", "a command recorded before there were recipes"
+    assert name(data="mnist", steps=5).startswith("vim_cifar_mnist_vim_nano_")
+    assert name(optimizer="muon").startswith("vim_cifar_vim_compact_small_")
+
+
+def test_mixing_ends_before_the_training_does():
+    data = image.load(Config(data="digits", smoke=True))
+    augmentation = AugmentConfig(0, flip=False, trivial=False, erase_probability=0.0, mix_probability=1.0)
+    prepare = image.make_prepare(data, augmentation, Config(), unmixed=0.2)
+    batch = {"image": data.train_images[:8], "label": data.train_labels[:8]}
+    early, late = (prepare(batch, jax.random.key(3), True, progress) for progress in (0.79, 0.8))
+    plain = image.make_prepare(data, AugmentConfig.none(), Config())(batch, None, False)["image"]
+    chex.assert_trees_all_close(late["image"], plain, atol=1e-6)
+    assert jnp.abs(early["image"] - plain).max() > 0.1
 
 
 def test_command_leaves_out_folders_and_defaults(tmp_path):
