@@ -18,6 +18,7 @@ LAYOUTS: dict[str, tuple[str, str] | None] = {
     "depthwise_conv2d": ("e 1 y x", "y x e"),
     "patch_conv": ("d i y x", "y x i d"),
     "pointwise_conv2d": ("o i 1 1", "i o"),
+    "directions": ("k o i", "k i o"),
     "column": ("n", "n 1"),
     "row": ("h", "1 h"),
     "one_channel": ("h n parts", "1 h n parts"),
@@ -27,7 +28,7 @@ LAYOUTS: dict[str, tuple[str, str] | None] = {
 """Changes of layout: the name, and the einops patterns of the foreign array and of ours.
 
 `"patch_conv"` is every two-dimensional convolution whose kernel is laid out as that of `flax.nnx.Conv`, and `"conv3d"`
-every three-dimensional one.
+every three-dimensional one. `"directions"` is a linear map for each scan direction.
 """
 
 

@@ -15,7 +15,7 @@ from ssmjax.ops.kernels_s4 import (
     vandermonde_state,
 )
 from ssmjax.ops.linear_scan import linear_scan
-from ssmjax.ops.scan_order import apply_order, undo_order
+from ssmjax.ops.scan_order import apply_order, cross_merge, cross_scan, undo_order
 from ssmjax.ops.selective_scan import selective_scan
 from ssmjax.ops.selective_state_update import selective_state_update
 from ssmjax.ops.separable_conv import separable_conv
@@ -31,6 +31,8 @@ __all__ = [
     "attention",
     "attention_weights",
     "causal_conv1d",
+    "cross_merge",
+    "cross_scan",
     "diagonal_power",
     "discretize",
     "dplr_kernel",
