@@ -5,6 +5,6 @@
 384
 """
 
-from ssmjax.checkpoints.from_torch import dss, s4, s4_model, s4d_minimal, s4nd, s5_pytorch, vim, vmamba
+from ssmjax.checkpoints.from_torch import dss, mambavision, s4, s4_model, s4d_minimal, s4nd, s5_pytorch, vim, vmamba
 
-__all__ = ["dss", "s4", "s4_model", "s4d_minimal", "s4nd", "s5_pytorch", "vim", "vmamba"]
+__all__ = ["dss", "mambavision", "s4", "s4_model", "s4d_minimal", "s4nd", "s5_pytorch", "vim", "vmamba"]

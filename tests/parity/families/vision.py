@@ -1,4 +1,4 @@
-"""Hierarchical image classifiers: VMamba, and its cross-scan alone."""
+"""Hierarchical image classifiers: VMamba, its cross-scan alone, MambaVision, its mixer alone."""
 
 import functools
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ from flax import nnx
 
 from ssmjax import ops
 from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
-from ssmjax.checkpoints.from_torch import vmamba
+from ssmjax.checkpoints.from_torch import mambavision, vmamba
+from ssmjax.layers.selective.half_mamba import HalfMamba
 from ssmjax.layers.vision.ss2d import scan_directions
 from ssmjax.models import registry
 from tests.parity.harness import Dump, family
@@ -39,22 +40,55 @@ def run_vmamba(dump: Dump) -> Arrays:
     config = vmamba.config_from_reference(theirs)
     model = nnx.eval_shape(lambda: registry.build("vmamba", config))
     set_model_arrays(model, vmamba.convert(dump.section("param/"), config))
-    images = rearrange(inputs["x"], "b d y x -> b y x d")
-    outputs, gradients = _outputs_and_grads(*_split(model), images, inputs["target"].astype(np.int32))
-    maps = outputs.pop("maps")
-    if theirs["norm_layer"] in ("ln2d", "bn"):
-        maps = {name: rearrange(x, "b y x d -> b d y x") for name, x in maps.items()}
-    gradients = vmamba.to_reference(model_arrays(gradients), config)
-    results = {f"out/{name}": np.asarray(x) for name, x in {**outputs, **maps}.items()}
-    return results | {f"grad/{name}": x for name, x in gradients.items()}
+    outputs, gradients = _run(model, inputs, "stage", channels_first=theirs["norm_layer"] != "ln")
+    return outputs | _named(vmamba.to_reference(gradients, config))
 
 
-def _split(model):
+@family("mambavision")
+def run_mambavision(dump: Dump) -> Arrays:
+    inputs = dump.inputs(["x", "target"])
+    theirs = {name: value for name, value in dump.config.items() if name != "img"}
+    config = mambavision.config_from_reference({**theirs, "resolution": inputs["x"].shape[2:]})
+    model = nnx.eval_shape(lambda: registry.build("mambavision", config))
+    set_model_arrays(model, mambavision.convert(dump.section("param/"), config))
+    outputs, gradients = _run(model, inputs, "level", channels_first=True)
+    return outputs | _named(mambavision.to_reference(gradients, config))
+
+
+@family("mambavision_mixer")
+def run_mixer(dump: Dump) -> Arrays:
+    inputs, parameters = dump.inputs(["u"], ["gy"]), dump.section("param/")
+    d, (e, taps) = inputs["u"].shape[2], parameters["conv1d_x.weight"].shape[::2]
+    layer = nnx.eval_shape(lambda: HalfMamba(d, d_conv=taps, expand=2 * e // d, rngs=nnx.Rngs(0)))
+    set_model_arrays(layer, mambavision.MIXER.to_ours(parameters, model_arrays(layer)))
+    definition, state = nnx.split(layer)
+    y, pull = jax.vjp(jax.jit(lambda state, u: nnx.merge(definition, state)(u)), state, inputs["u"])
+    results = {"out/y": np.asarray(y)}
+    if "gy" in inputs:
+        of_state, of_u = pull(jnp.asarray(inputs["gy"]))
+        results |= _named(mambavision.MIXER.to_source(model_arrays(of_state))) | {"grad/u": np.asarray(of_u)}
+    return results
+
+
+def _named(gradients: Arrays) -> Arrays:
+    return {f"grad/{name}": x for name, x in gradients.items()}
+
+
+def _run(model, inputs, stage: str, channels_first: bool) -> tuple[Arrays, Arrays]:
+    """The outputs by their names in a dump, and the gradients by our names."""
     definition, parameters, rest = nnx.split(model, nnx.Param, ...)
-    return definition, parameters, rest
+    images = rearrange(inputs["x"], "b d y x -> b y x d")
+    target = inputs["target"].astype(np.int32)
+    outputs, gradients = _outputs_and_grads(definition, parameters, rest, images, target)
+    maps = outputs.pop("maps")
+    if channels_first:
+        maps = [rearrange(x, "b y x d -> b d y x") for x in maps]
+    named = dict(zip(["patch_embed", *(f"{stage}{i}" for i in range(len(maps) - 1))], maps, strict=True))
+    return {f"out/{name}": np.asarray(x) for name, x in {**outputs, **named}.items()}, model_arrays(gradients)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# A model runs once on tiny arrays: most of the compiler's work would be wasted.
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def _outputs_and_grads(definition, parameters, rest, images, target):
     def loss(parameters):
         model = nnx.merge(definition, parameters, rest)
@@ -68,7 +102,8 @@ def _outputs_and_grads(definition, parameters, rest, images, target):
 
 def _maps(model, images, maps):
     """The embedding and what leaves each stage: the original's stages end with their down-sampling."""
-    left = {"patch_embed": model.patch_embed(jnp.asarray(images))}
-    for i, (stage, x) in enumerate(zip(model.stages, maps, strict=True)):
-        left[f"stage{i}"] = x if stage.downsample is None else stage.downsample(x)
+    stages = model.stages if hasattr(model, "stages") else model.levels
+    left = [model.patch_embed(jnp.asarray(images))]
+    for stage, x in zip(stages, maps, strict=True):
+        left.append(x if stage.downsample is None else stage.downsample(x))
     return left
