@@ -16,12 +16,29 @@ from ssmjax.layers.mixers import MixerEntry, make_mixer, register_mixer, registe
 from ssmjax.layers.registry import LayerEntry, register_layer, registered_layers
 from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.selective.gated_norm import GatedRMSNorm, gated_rms_norm
+from ssmjax.layers.selective.half_mamba import HalfMamba
 from ssmjax.layers.selective.mamba import Mamba, MambaState
 from ssmjax.layers.sequence_block import SequenceBlock
+from ssmjax.layers.vision.depthwise import DepthwiseConv, depthwise_conv2d
+from ssmjax.layers.vision.hierarchy import Downsample, ImageEmbed
 from ssmjax.layers.vision.local_conv import LocalConv
+from ssmjax.layers.vision.mlp import MLP
 from ssmjax.layers.vision.patch_embed import ConvStem, PatchEmbed
+from ssmjax.layers.vision.ss2d import SS2D, scan_directions
+from ssmjax.layers.vision.windows import SelfAttention, join_windows, split_windows
 
 __all__ = [
+    "split_windows",
+    "join_windows",
+    "SelfAttention",
+    "scan_directions",
+    "SS2D",
+    "MLP",
+    "ImageEmbed",
+    "Downsample",
+    "depthwise_conv2d",
+    "DepthwiseConv",
+    "HalfMamba",
     "DSS",
     "LRU",
     "S4",

@@ -19,10 +19,16 @@ from ssmjax.layers.lti.s4nd import S4ND
 from ssmjax.layers.lti.s5 import S5
 from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.selective.gated_norm import GatedRMSNorm
+from ssmjax.layers.selective.half_mamba import HalfMamba
 from ssmjax.layers.selective.mamba import Mamba
 from ssmjax.layers.sequence_block import SequenceBlock
+from ssmjax.layers.vision.depthwise import DepthwiseConv
+from ssmjax.layers.vision.hierarchy import Downsample, ImageEmbed
 from ssmjax.layers.vision.local_conv import LocalConv
+from ssmjax.layers.vision.mlp import MLP
 from ssmjax.layers.vision.patch_embed import ConvStem, PatchEmbed
+from ssmjax.layers.vision.ss2d import SS2D
+from ssmjax.layers.vision.windows import SelfAttention
 
 __all__ = ["LayerEntry", "register_layer", "registered_layers"]
 
@@ -114,3 +120,16 @@ for _variant in ("glu", "full_glu", "half_glu1", "half_glu2", "linear", "none"):
     register_layer(f"Gate({_variant})", Gate, (2, 5, 8), (2, 5, 8), kind=_variant)
 for _variant in ("layer", "batch"):
     register_layer(f"SequenceBlock({_variant})", SequenceBlock, (2, 5, 8), (2, 5, 8), layer="s5", norm=_variant)
+register_layer("DepthwiseConv", DepthwiseConv, (2, 3, 4, 8), (2, 3, 4, 8))
+register_layer("MLP", MLP, (2, 5, 8), (2, 5, 8), hidden=16)
+register_layer("MLP(gated)", MLP, (2, 5, 8), (2, 5, 8), hidden=16, gated=True)
+register_layer("SelfAttention", SelfAttention, (2, 5, 8), (2, 5, 8), heads=2)
+register_layer("HalfMamba", HalfMamba, (2, 5, 8), (2, 5, 8))
+for _variant in ("patch", "conv"):
+    register_layer(f"ImageEmbed({_variant})", ImageEmbed, (2, 8, 12, 3), (2, 2, 3, 8), kind=_variant)
+for _variant, _rows in (("merge", 3), ("conv2", 2), ("conv3", 3)):
+    register_layer(f"Downsample({_variant})", Downsample, (2, 5, 4, 4), (2, _rows, 2, 8), before=4, kind=_variant)
+for _variant in ("cross", "two", "cascade"):
+    register_layer(f"SS2D({_variant})", SS2D, (2, 3, 2, 8), (2, 3, 2, 8), d_state=2, directions=_variant)
+_ssd = {"core": "ssd", "initialization": "constant", "dt_rank": 2, "gate": "none"}
+register_layer("SS2D(ssd)", SS2D, (2, 3, 2, 8), (2, 3, 2, 8), d_state=2, **_ssd)

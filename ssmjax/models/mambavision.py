@@ -6,6 +6,7 @@ equations. The published weights are for non-commercial use.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -22,7 +23,7 @@ from ssmjax.layers.selective.half_mamba import HalfMamba
 from ssmjax.layers.vision.hierarchy import Downsample, image_conv, map_norm, normalize_map
 from ssmjax.layers.vision.mlp import MLP
 from ssmjax.layers.vision.windows import SelfAttention, join_windows, split_windows
-from ssmjax.models.inputs import check_images
+from ssmjax.models.inputs import check_images, image_inputs
 from ssmjax.models.mambavision_config import SIZES, MambaVisionConfig
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.shapes import Array, Float, Images, PRNGKey, Tokens
@@ -108,7 +109,7 @@ class MambaVisionLevel(nnx.Module):
             self.mamba = stack(scans, attention=False)
             self.attention = stack(depth - scans, attention=True)
         options = dict(norm=None, use_bias=False, dtype=config.dtype, rngs=rngs)
-        self.downsample = None if level == 3 else Downsample(d, 2 * d, **options)
+        self.downsample = None if level == 3 else Downsample(2 * d, before=d, **options)
 
 
 class ConvEmbed(nnx.Module):
@@ -122,10 +123,12 @@ class ConvEmbed(nnx.Module):
     def __init__(self, config: MambaVisionConfig, *, rngs: nnx.Rngs):
         widths = (config.in_channels, config.in_dim, config.dim)
         options = dict(padding=1, use_bias=False, dtype=config.dtype, rngs=rngs)
-        self.convs = nnx.data([image_conv(a, b, 3, 2, **options) for a, b in zip(widths, widths[1:], strict=False)])
+        self.convs = nnx.data([image_conv(a, b, 3, 2, **options) for a, b in itertools.pairwise(widths)])
         self.norms = nnx.data([map_norm("batch", width, eps=1e-4, dtype=config.dtype) for width in widths[1:]])
 
-    def __call__(self, images: Images, *, train: bool = False) -> Float[jax.Array, "b y x d"]:
+    def __call__(
+        self, images: Float[Array, "b y x channels"], *, train: bool = False
+    ) -> Float[jax.Array, "b rows columns d"]:
         """Embeds (b y x channels)."""
         x = images
         for conv, norm in zip(self.convs, self.norms, strict=True):
@@ -178,7 +181,7 @@ class MambaVision(nnx.Module):
 
     def features(
         self, images: Array, *, train: bool = False, key: PRNGKey | None = None
-    ) -> tuple[Float[jax.Array, "b y x d"], ...]:
+    ) -> tuple[Float[jax.Array, "b _ _ _"], ...]:
         """The map of each level, before the down-sampling to the next: what dense heads read.
 
         Args:
@@ -234,7 +237,8 @@ class MambaVision(nnx.Module):
             )
         depth, ends = sum(stacks), np.cumsum(stacks)[:-1]
         rates = np.split(np.linspace(0, config.drop_path_rate, depth, dtype=np.float32), ends)
-        return list(zip(map(jnp.asarray, rates), jnp.split(jax.random.split(key, depth), ends), strict=True))
+        keys = jax.random.split(key, len(stacks))
+        return [(jnp.asarray(rate), jax.random.split(own, len(rate))) for rate, own in zip(rates, keys, strict=True)]
 
 
 def _layer_scale(initial: float | None, d_model: int) -> nnx.Param | None:
@@ -250,7 +254,7 @@ register_family(
         "mambavision",
         MambaVisionConfig,
         MambaVision,
-        input_shape=lambda config, batch: (batch, *config.size, config.in_channels),
+        inputs=image_inputs,
         tiny={
             "num_classes": 5,
             "img_size": 32,

@@ -11,7 +11,7 @@ __all__ = ["SIZES", "MambaVisionConfig"]
 @no_type_check
 @dataclasses.dataclass(frozen=True)
 class MambaVisionConfig:
-    """Everything that makes a MambaVision; the defaults are those of MambaVision-T. The original's names are in brackets.
+    """Everything that makes a MambaVision; the defaults are those of the T. The original's names are in brackets.
 
     Attributes:
         img_size: The side of the images in pixels, or (rows, columns); no parameter depends on it.
@@ -97,11 +97,7 @@ SIZES = {
     "mambavision_tiny2": MambaVisionConfig(depths=(1, 3, 11, 4)),
     "mambavision_small": MambaVisionConfig(dim=96, in_dim=64, depths=(3, 3, 7, 5)),
     "mambavision_base": MambaVisionConfig(dim=128, in_dim=64, depths=(3, 3, 10, 5), layer_scale=1e-5),
-    "mambavision_large": MambaVisionConfig(
-        dim=196, in_dim=64, depths=(3, 3, 10, 5), heads=(16, 32), layer_scale=1e-5
-    ),
-    "mambavision_large2": MambaVisionConfig(
-        dim=196, in_dim=64, depths=(3, 3, 12, 5), heads=(16, 32), layer_scale=1e-5
-    ),
+    "mambavision_large": MambaVisionConfig(dim=196, in_dim=64, depths=(3, 3, 10, 5), heads=(16, 32), layer_scale=1e-5),
+    "mambavision_large2": MambaVisionConfig(dim=196, in_dim=64, depths=(3, 3, 12, 5), heads=(16, 32), layer_scale=1e-5),
 }
 """The published sizes by our names: T, T2, S, B, L and L2."""

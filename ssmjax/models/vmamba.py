@@ -94,7 +94,7 @@ class VMambaStage(nnx.Module):
         self.blocks = make_stack(lambda rngs: VMambaBlock(config, d, rngs=rngs), config.depths[index], rngs)
         last = index == len(config.dims) - 1
         options = dict(kind=config.downsample, norm=config.norm, dtype=config.dtype, rngs=rngs)
-        self.downsample = None if last else Downsample(d, config.dims[index + 1], **options)
+        self.downsample = None if last else Downsample(config.dims[index + 1], before=d, **options)
 
 
 class VMamba(nnx.Module):
@@ -151,7 +151,7 @@ class VMamba(nnx.Module):
 
     def features(
         self, images: Array, *, train: bool = False, key: PRNGKey | None = None
-    ) -> tuple[Float[jax.Array, "b y x d"], ...]:
+    ) -> tuple[Float[jax.Array, "b _ _ _"], ...]:
         """The map of each stage, before the down-sampling to the next: what dense heads read.
 
         Args:
@@ -182,7 +182,7 @@ class VMamba(nnx.Module):
         x = normalize_map(self.norm, x, train).astype(jnp.float32).mean((1, 2))
         return x if self.head is None else self.head(x)
 
-    def embed(self, images: Array, *, train: bool = False) -> Float[jax.Array, "b y x d"]:
+    def embed(self, images: Array, *, train: bool = False) -> Float[jax.Array, "b rows columns d"]:
         """The map that the first block reads, with positions added if the model has them."""
         x = self.patch_embed(jnp.asarray(images, self.config.dtype), train=train)
         return x if self.pos_embed is None else x + self.pos_embed[...].astype(x.dtype).reshape(1, *x.shape[1:])
@@ -199,8 +199,8 @@ class VMamba(nnx.Module):
             )
         depth, ends = sum(config.depths), np.cumsum(config.depths)[:-1]
         rates = np.split(np.linspace(0, config.drop_path_rate, depth, dtype=np.float32), ends)
-        keys = jnp.split(jax.random.split(key, depth), ends)
-        return [(jnp.asarray(rate), own) for rate, own in zip(rates, keys, strict=True)]
+        keys = jax.random.split(key, len(rates))
+        return [(jnp.asarray(rate), jax.random.split(own, len(rate))) for rate, own in zip(rates, keys, strict=True)]
 
 
 def _adapt(arrays: Mapping[str, Any], saved: VMambaConfig, config: VMambaConfig, fresh: Callable) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class VMambaConfig:
         downsample: `"merge"`, `"conv2"` or `"conv3"`, see `Downsample` [`downsample_version` v1, v2 or v3].
         norm: `"layer"` or `"batch"` [`norm_layer` ln or ln2d, bn].
         post_norm: Whether a block normalizes the output of its branches, not their input.
-        directions: Which ways an image is read, see `SS2D`; this and the next four are in the original's `forward_type`.
+        directions: Which ways an image is read, see `SS2D`; the original's `forward_type` has this and the next four.
         core: `"scan"`, or `"ssd"` of Mamba-2 [m0].
         gate: `"none"` [noz], `"activated"` or `"linear"` [nozact].
         out_norm: What follows the sum of the directions, see `SS2D` [on...].

@@ -1,5 +1,6 @@
 """MambaVision: from and to the key layout of the published checkpoints, which are for non-commercial use."""
 
+import dataclasses
 import logging
 import re
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from ssmjax.models import registry
 from ssmjax.models.config import override
 from ssmjax.models.mambavision import MambaVision, MambaVisionConfig
 
-__all__ = ["MIXER", "TABLE", "config_from_reference", "convert", "load", "to_reference"]
+__all__ = ["MIXER", "config_from_reference", "convert", "load", "table", "to_reference"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,57 +47,71 @@ _TRANSLATED: dict[str, Any] = {
 }
 
 
-def mixer_rules(source: str, target: str) -> tuple[Rule, ...]:
+def _mixer_rules(source: str, target: str, stack: tuple[int, ...] | None = None) -> tuple[Rule, ...]:
     """The rules of the scanning mixer."""
-    return (
+    linears = ("in_proj", "x_proj", "dt_proj", "out_proj")
+    rules = (
         Rule(f"{source}A_log", f"{target}A_log"),
         Rule(f"{source}D", f"{target}D"),
-        *(rule for n in ("in_proj", "x_proj", "dt_proj", "out_proj") for rule in linear_rules(source + n, target + n)),
+        *(rule for name in linears for rule in linear_rules(source + name, target + name)),
         Rule(f"{source}conv1d_x.weight", f"{target}conv1d_x", "conv1d"),
         Rule(f"{source}conv1d_z.weight", f"{target}conv1d_z", "conv1d"),
     )
+    return tuple(dataclasses.replace(rule, stack=stack) for rule in rules)
 
 
-def _block_rules(kind: str) -> tuple[Rule, ...]:
-    """The rules of the blocks of one kind in the last two levels; `kind` is part of the name, see `_by_kind`."""
-    theirs, ours = f"levels.{{s}}.{kind}.{{j}}.", f"levels.{{s}}.{kind}."
-    return (
-        *norm_rules(f"{theirs}norm1", f"{ours}norm1"),
-        *norm_rules(f"{theirs}norm2", f"{ours}norm2"),
-        *linear_rules(f"{theirs}mlp.fc1", f"{ours}mlp.fc1"),
-        *linear_rules(f"{theirs}mlp.fc2", f"{ours}mlp.fc2"),
-        Rule(f"{theirs}gamma_1", f"{ours}gamma_1"),
-        Rule(f"{theirs}gamma_2", f"{ours}gamma_2"),
-    )
+def _level_rules(level: int, depth: int) -> tuple[Rule, ...]:
+    """The blocks of one of the last two levels: the first half scans, the others attend; each is a stack of ours."""
+    theirs, scans, rules = f"levels.{level}.blocks.{{j}}.", -(-depth // 2), []
+    for kind, stack in (("mamba", tuple(range(scans))), ("attention", tuple(range(scans, depth)))):
+        ours = f"levels.{level}.{kind}."
+        mixers = (
+            *linear_rules(f"{theirs}mixer.qkv", f"{ours}mixer.qkv"),
+            *linear_rules(f"{theirs}mixer.proj", f"{ours}mixer.proj"),
+            *norm_rules(f"{theirs}mixer.q_norm", f"{ours}mixer.q_norm"),
+            *norm_rules(f"{theirs}mixer.k_norm", f"{ours}mixer.k_norm"),
+        )
+        block = (
+            *norm_rules(f"{theirs}norm1", f"{ours}norm1"),
+            *norm_rules(f"{theirs}norm2", f"{ours}norm2"),
+            *linear_rules(f"{theirs}mlp.fc1", f"{ours}mlp.fc1"),
+            *linear_rules(f"{theirs}mlp.fc2", f"{ours}mlp.fc2"),
+            Rule(f"{theirs}gamma_1", f"{ours}gamma_1"),
+            Rule(f"{theirs}gamma_2", f"{ours}gamma_2"),
+            *(_mixer_rules(f"{theirs}mixer.", f"{ours}mixer.") if kind == "mamba" else mixers),
+        )
+        rules += [dataclasses.replace(rule, stack=stack) for rule in block]
+    return tuple(rules)
 
 
-MIXER = KeyTable(mixer_rules("", ""))
+MIXER = KeyTable(_mixer_rules("", ""))
 """The scanning mixer alone."""
 
-TABLE = KeyTable(
-    (
-        Rule("patch_embed.conv_down.0.weight", "patch_embed.convs.0.kernel", "patch_conv"),
-        *norm_rules("patch_embed.conv_down.1", "patch_embed.norms.0"),
-        Rule("patch_embed.conv_down.3.weight", "patch_embed.convs.1.kernel", "patch_conv"),
-        *norm_rules("patch_embed.conv_down.4", "patch_embed.norms.1"),
-        *linear_rules("levels.{s}.blocks.{j}.conv1", "levels.{s}.blocks.conv1", "patch_conv"),
-        *norm_rules("levels.{s}.blocks.{j}.norm1", "levels.{s}.blocks.norm1"),
-        *linear_rules("levels.{s}.blocks.{j}.conv2", "levels.{s}.blocks.conv2", "patch_conv"),
-        *norm_rules("levels.{s}.blocks.{j}.norm2", "levels.{s}.blocks.norm2"),
-        Rule("levels.{s}.blocks.{j}.gamma", "levels.{s}.blocks.gamma"),
-        *_block_rules("mamba"),
-        *mixer_rules("levels.{s}.mamba.{j}.mixer.", "levels.{s}.mamba.mixer."),
-        *_block_rules("attention"),
-        *linear_rules("levels.{s}.attention.{j}.mixer.qkv", "levels.{s}.attention.mixer.qkv"),
-        *linear_rules("levels.{s}.attention.{j}.mixer.proj", "levels.{s}.attention.mixer.proj"),
-        *norm_rules("levels.{s}.attention.{j}.mixer.q_norm", "levels.{s}.attention.mixer.q_norm"),
-        *norm_rules("levels.{s}.attention.{j}.mixer.k_norm", "levels.{s}.attention.mixer.k_norm"),
-        Rule("levels.{s}.downsample.reduction.0.weight", "levels.{s}.downsample.conv.kernel", "patch_conv"),
-        *norm_rules("norm", "norm"),
-        *linear_rules("head", "head"),
+
+def table(config: MambaVisionConfig) -> KeyTable:
+    """The whole model.
+
+    >>> table(MambaVisionConfig()).rules[0].source
+    'patch_embed.conv_down.0.weight'
+    """
+    return KeyTable(
+        (
+            Rule("patch_embed.conv_down.0.weight", "patch_embed.convs.0.kernel", "patch_conv"),
+            *norm_rules("patch_embed.conv_down.1", "patch_embed.norms.0"),
+            Rule("patch_embed.conv_down.3.weight", "patch_embed.convs.1.kernel", "patch_conv"),
+            *norm_rules("patch_embed.conv_down.4", "patch_embed.norms.1"),
+            *linear_rules("levels.{s}.blocks.{j}.conv1", "levels.{s}.blocks.conv1", "patch_conv"),
+            *norm_rules("levels.{s}.blocks.{j}.norm1", "levels.{s}.blocks.norm1"),
+            *linear_rules("levels.{s}.blocks.{j}.conv2", "levels.{s}.blocks.conv2", "patch_conv"),
+            *norm_rules("levels.{s}.blocks.{j}.norm2", "levels.{s}.blocks.norm2"),
+            Rule("levels.{s}.blocks.{j}.gamma", "levels.{s}.blocks.gamma"),
+            *_level_rules(2, config.depths[2]),
+            *_level_rules(3, config.depths[3]),
+            Rule("levels.{s}.downsample.reduction.0.weight", "levels.{s}.downsample.conv.kernel", "patch_conv"),
+            *norm_rules("norm", "norm"),
+            *linear_rules("head", "head"),
+        )
     )
-)
-"""The whole model, with the blocks of the last two levels under names by their kind."""
 
 
 def config_from_reference(arguments: Mapping[str, Any]) -> MambaVisionConfig:
@@ -130,7 +145,9 @@ def config_from_reference(arguments: Mapping[str, Any]) -> MambaVisionConfig:
     )
 
 
-def convert(state: Mapping[str, np.ndarray], config: MambaVisionConfig, where: str = "convert") -> dict[str, np.ndarray]:
+def convert(
+    state: Mapping[str, np.ndarray], config: MambaVisionConfig, where: str = "convert"
+) -> dict[str, np.ndarray]:
     """Converts a published state dict, statistics of the batch norms included, to arrays of ours.
 
     Args:
@@ -146,13 +163,12 @@ def convert(state: Mapping[str, np.ndarray], config: MambaVisionConfig, where: s
     """
     abstract = nnx.eval_shape(lambda: registry.build("mambavision", config))
     state = {re.sub(r"^(module\.|model\.)+", "", name): x for name, x in state.items()}
-    state = {_by_kind(name, config): x for name, x in without_counters(state).items()}
-    return TABLE.to_ours(state, model_arrays(abstract), where)
+    return table(config).to_ours(without_counters(state), model_arrays(abstract), where)
 
 
 def to_reference(arrays: Mapping[str, Any], config: MambaVisionConfig) -> dict[str, np.ndarray]:
-    """Converts arrays of ours, as `checkpoints.arrays.model_arrays` gives them, or gradients, to the original's layout."""
-    return with_counters({_by_number(name, config): x for name, x in TABLE.to_source(arrays).items()})
+    """Converts arrays of ours, as `checkpoints.arrays.model_arrays` names them, or gradients, to the other layout."""
+    return with_counters(table(config).to_source(arrays))
 
 
 def load(
@@ -183,24 +199,3 @@ def load(
     set_model_arrays(model, convert(state, config, str(path)))
     logger.info("Loaded %d arrays of the original layout from %s.", len(state), path)
     return model
-
-
-def _by_kind(name: str, config: MambaVisionConfig) -> str:
-    """A published name of the last two levels with the kind of its block, and its number among those of its kind."""
-    found = re.match(r"levels\.([23])\.blocks\.(\d+)\.", name)
-    if not found:
-        return name
-    level, index = map(int, found.groups())
-    scans = -(-config.depths[level] // 2)
-    kind, number = ("mamba", index) if index < scans else ("attention", index - scans)
-    return f"levels.{level}.{kind}.{number}.{name[found.end() :]}"
-
-
-def _by_number(name: str, config: MambaVisionConfig) -> str:
-    """The inverse of `_by_kind`."""
-    found = re.match(r"levels\.([23])\.(mamba|attention)\.(\d+)\.", name)
-    if not found:
-        return name
-    level, kind, number = int(found[1]), found[2], int(found[3])
-    index = number if kind == "mamba" else number - (-config.depths[level] // 2)
-    return f"levels.{level}.blocks.{index}.{name[found.end() :]}"

@@ -1,5 +1,6 @@
 """VMamba: from and to the key layout of the original implementation's checkpoints."""
 
+import dataclasses
 import logging
 import re
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from ssmjax.checkpoints.mapping import KeyTable, Layout, Rule
 from ssmjax.checkpoints.torch_file import read_torch_file
 from ssmjax.models import registry
 from ssmjax.models.config import override
-from ssmjax.models.vmamba import VMamba, VMambaConfig
+from ssmjax.models.vmamba import VMamba, VMambaConfig, two_of_four
 
 __all__ = ["config_from_reference", "convert", "forward_type_options", "load", "to_reference"]
 
@@ -93,7 +94,7 @@ def forward_type_options(forward_type: str) -> dict[str, Any]:
     while found := next((ending for ending in endings if rest.endswith(ending)), None):
         rest, options = rest.removesuffix(found), options | endings[found]
     if rest.startswith("xv") or rest == "v052d3":
-        raise NotImplementedError(f"forward_type_options: {forward_type!r} does not run in the original; it is not here.")
+        raise NotImplementedError(f"forward_type_options: {forward_type!r} does not run in the original, nor here.")
     if rest not in _DIRECTIONS:
         raise errors.unknown_name("forward_type", rest, list(_DIRECTIONS))
     return options | {"directions": _DIRECTIONS[rest], "core": "ssd" if rest == "m0" else "scan"}
@@ -153,16 +154,18 @@ def convert(state: Mapping[str, np.ndarray], config: VMambaConfig, where: str = 
     Raises:
         ValueError: Names, shapes or dtypes are not those of such a model; one message lists all differences.
     """
-    abstract = nnx.eval_shape(lambda: registry.build("vmamba", config))
     state = {_modern(name): x for name, x in without_counters(state).items()}
+    four = any(name.endswith("x_proj_weight") and len(x) == 4 for name, x in state.items())
+    if config.directions == "two" and four:
+        whole = convert(state, dataclasses.replace(config, directions="cross"), where)
+        return {name: two_of_four(name, x) for name, x in whole.items()}
+    abstract = nnx.eval_shape(lambda: registry.build("vmamba", config))
     state = {name: _as_matrix(name, x) for name, x in state.items()}
-    if config.directions == "two":
-        state = {name: _two_of_four(name, x) for name, x in state.items()}
     return _table(config).to_ours(state, model_arrays(abstract), where)
 
 
 def to_reference(arrays: Mapping[str, Any], config: VMambaConfig) -> dict[str, np.ndarray]:
-    """Converts arrays of ours, as `checkpoints.arrays.model_arrays` gives them, or gradients, to the original's layout."""
+    """Converts arrays of ours, as `checkpoints.arrays.model_arrays` names them, or gradients, to the other layout."""
     return with_counters(_table(config).to_source(arrays))
 
 
@@ -251,14 +254,3 @@ def _as_matrix(name: str, x: np.ndarray) -> np.ndarray:
     """A linear map that is stored as a convolution of one pixel."""
     linear = re.search(r"(in_proj|out_proj|fc1|fc2)\.weight$", name)
     return x.reshape(x.shape[:2]) if linear and x.shape[2:] == (1, 1) else x
-
-
-def _two_of_four(name: str, x: np.ndarray) -> np.ndarray:
-    """The first and the third direction of a parameter that has one part a direction."""
-    part = name.rpartition(".")[2]
-    if ".op." not in name or part not in ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds"):
-        return x
-    whole = x.shape[0] == 4 or part in ("A_logs", "Ds")
-    if not whole or x.shape[0] % 4:
-        return x
-    return x.reshape(4, -1, *x.shape[1:])[::2].reshape(-1, *x.shape[1:])

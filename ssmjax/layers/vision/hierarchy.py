@@ -1,5 +1,6 @@
 """The ends of a stage of a hierarchical vision model: the embedding of an image as a map, and the halving of a map."""
 
+import itertools
 from typing import Literal, get_args
 
 import jax
@@ -130,12 +131,14 @@ class ImageEmbed(nnx.Module):
         else:
             half = patch_size // 2
             widths = (in_channels, d_model // 2, d_model)
-            convs = [image_conv(a, b, half + 1, half, padding=1, **options) for a, b in zip(widths, widths[1:])]
+            convs = [image_conv(a, b, half + 1, half, padding=1, **options) for a, b in itertools.pairwise(widths)]
         self.convs = nnx.data(convs)
         norms = [] if norm is None else [map_norm(norm, c.out_features, dtype=dtype) for c in convs]
         self.norms = nnx.data(norms)
 
-    def __call__(self, images: Images, *, train: bool = False) -> Float[jax.Array, "b y x d"]:
+    def __call__(
+        self, images: Float[Array, "b y x channels"], *, train: bool = False
+    ) -> Float[jax.Array, "b rows columns d"]:
         """Embeds (b y x channels); `train` updates the statistics of batch norms."""
         x = images
         for i, conv in enumerate(self.convs):
@@ -154,8 +157,8 @@ class Downsample(nnx.Module):
     * `"conv3"` (v3): a convolution of 3x3 pixels with stride 2, and a norm; an odd size is rounded up.
 
     Args:
+        d_model: The width that goes out.
         before: The width that comes in.
-        after: The width that goes out.
         kind: One of the names above.
         norm: A name of `make_norm`, or None for no norm.
         use_bias: Whether the convolution has a bias.
@@ -167,15 +170,15 @@ class Downsample(nnx.Module):
         ValueError: The kind is unknown.
 
     >>> import jax.numpy as jnp
-    >>> [Downsample(4, 8, kind=k, rngs=nnx.Rngs(0))(jnp.zeros((1, 5, 4, 4))).shape for k in ("merge", "conv2", "conv3")]
-    [(1, 3, 2, 8), (1, 2, 2, 8), (1, 3, 2, 8)]
+    >>> Downsample(8, before=4, rngs=nnx.Rngs(0))(jnp.zeros((1, 5, 4, 4))).shape
+    (1, 3, 2, 8)
     """
 
     def __init__(
         self,
-        before: int,
-        after: int,
+        d_model: int,
         *,
+        before: int,
         kind: Downsampling = "conv3",
         norm: str | None = "layer",
         use_bias: bool = True,
@@ -187,14 +190,14 @@ class Downsample(nnx.Module):
             raise ValueError(f"Downsample: {errors.unknown_name('kind', kind, get_args(Downsampling))}")
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.kind = kind
-        self.norm = None if norm is None else map_norm(norm, 4 * before if kind == "merge" else after, dtype=dtype)
+        self.norm = None if norm is None else map_norm(norm, 4 * before if kind == "merge" else d_model, dtype=dtype)
         if kind == "merge":
-            self.reduction = nnx.Linear(4 * before, after, use_bias=False, kernel_init=_DRAW, **options)
+            self.reduction = nnx.Linear(4 * before, d_model, use_bias=False, kernel_init=_DRAW, **options)
         else:
             taps = 2 if kind == "conv2" else 3
-            self.conv = image_conv(before, after, taps, 2, padding=taps - 2, use_bias=use_bias, **options)
+            self.conv = image_conv(before, d_model, taps, 2, padding=taps - 2, use_bias=use_bias, **options)
 
-    def __call__(self, x: Images, *, train: bool = False) -> Float[jax.Array, "b y x d"]:
+    def __call__(self, x: Images, *, train: bool = False) -> Float[jax.Array, "b rows columns e"]:
         """Halves (b y x d); `train` updates the statistics of a batch norm."""
         if self.kind == "merge":
             x = _neighbours(x)
@@ -203,7 +206,7 @@ class Downsample(nnx.Module):
         return x if self.norm is None else normalize_map(self.norm, x, train)
 
 
-def _neighbours(x: Float[Array, "b y x d"]) -> Float[jax.Array, "b y x d"]:
+def _neighbours(x: Images) -> Float[jax.Array, "b rows columns e"]:
     """The 2x2 pixels of each place beside each other; of the four, the second is below the first."""
     x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
     return rearrange(x, "b (y i) (x j) d -> b y x (j i d)", i=2, j=2)

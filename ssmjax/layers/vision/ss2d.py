@@ -207,7 +207,7 @@ class SS2D(nnx.Module):
             x = rearrange(y, "(b y) x e -> b x y e", b=x.shape[0])  # columns are the rows of the second pass
         return x
 
-    def _project(self, x: Float[Array, "b l k e"], which: slice) -> Float[jax.Array, "b l k c"]:
+    def _project(self, x: Float[Array, "b l one_or_k e"], which: slice) -> Float[jax.Array, "b l k c"]:
         """The low-rank step sizes, B and C of some directions, beside each other; `x` may have one for all of them."""
         weights = self.x_proj[...][which].astype(self.dtype)
         if x.shape[2] == 1:
@@ -226,7 +226,9 @@ class SS2D(nnx.Module):
             return rearrange(y, "b l (k h) p -> b l k (h p)", k=k).astype(jnp.float32)
         dt = jnp.einsum("blkr,kre->blke", dt, self.dt_proj[...][which].astype(self.dtype))
         x, dt = (rearrange(v, "b l k e -> b l (k e)") for v in (x, dt))
-        A, D = (rearrange(v, "(k e) ... -> k e ...", e=x.shape[-1] // k)[which].reshape(-1, *v.shape[1:]) for v in (A, D))
+        A, D = (
+            rearrange(v, "(k e) ... -> k e ...", e=x.shape[-1] // k)[which].reshape(-1, *v.shape[1:]) for v in (A, D)
+        )
         y = ops.selective_scan(x, dt, A, B, C, D=D, dt_bias=bias, dt_softplus=True)
         return rearrange(y, "b l (k e) -> b l k e", k=k).astype(jnp.float32)
 

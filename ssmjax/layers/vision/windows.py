@@ -37,7 +37,7 @@ def split_windows(x: Images, side: int) -> Float[jax.Array, "windows l d"]:
     return rearrange(x, "b (y i) (x j) d -> (b y x) (i j) d", i=side, j=side)
 
 
-def join_windows(windows: Tokens, side: int, rows: int, columns: int) -> Float[jax.Array, "b y x d"]:
+def join_windows(windows: Tokens, side: int, rows: int, columns: int) -> Float[jax.Array, "images y x d"]:
     """The inverse of `split_windows`: a map of these rows and columns.
 
     >>> import jax.numpy as jnp

@@ -30,8 +30,8 @@ def cross_orders(y: int, x: int) -> tuple[Order, Order, Order, Order]:
 
 
 def cross_scan(
-    x: Inexact[Array, "b l *d"] | Inexact[Array, "b l k *d"], orders: Sequence[Order], *, each: bool = False
-) -> Inexact[jax.Array, "b l k *d"]:
+    x: Inexact[Array, "b l *d"], orders: Sequence[Order], *, each: bool = False
+) -> Inexact[jax.Array, "b l k *rest"]:
     """Puts tokens into each of k scan orders: `y[:, t, i] = x[:, orders[i].forward[t]]`.
 
     The gradient is `cross_merge` of the cotangent: gathers by the inverse orders and a sum, no scatter. Derivatives are

@@ -103,7 +103,8 @@ def _outputs_and_grads(definition, parameters, rest, images, target):
 def _maps(model, images, maps):
     """The embedding and what leaves each stage: the original's stages end with their down-sampling."""
     stages = model.stages if hasattr(model, "stages") else model.levels
-    left = [model.patch_embed(jnp.asarray(images))]
+    embed = model.embed if hasattr(model, "embed") else model.patch_embed
+    left = [embed(jnp.asarray(images))]
     for stage, x in zip(stages, maps, strict=True):
         left.append(x if stage.downsample is None else stage.downsample(x))
     return left
