@@ -17,7 +17,7 @@ from jax.nn import initializers
 
 from ssmjax.layers.common.drop_path import drop_path
 from ssmjax.layers.common.norms import LayerNorm
-from ssmjax.layers.common.parameters import parameter
+from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.layers.selective.half_mamba import HalfMamba
 from ssmjax.layers.vision.hierarchy import Downsample, image_conv, map_norm, normalize_map
@@ -161,7 +161,8 @@ class MambaVision(nnx.Module):
         self.levels = nnx.data([MambaVisionLevel(config, level, rngs=rngs) for level in range(4)])
         d = config.dims[-1]
         self.norm = map_norm("batch", d)
-        self.head = nnx.Linear(d, config.num_classes, kernel_init=_DRAW, rngs=rngs) if config.num_classes else None
+        head = nnx.Linear(d, config.num_classes, kernel_init=_DRAW, rngs=rngs) if config.num_classes else None
+        self.head = None if head is None else with_kinds(head, kernel="head")
 
     def __call__(self, images: Array, *, train: bool = False, key: PRNGKey | None = None) -> Float[jax.Array, "b v"]:
         """Class logits.

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.nn import initializers
 
 from ssmjax.layers.common.drop_path import drop_path
-from ssmjax.layers.common.parameters import parameter
+from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.layers.vision.hierarchy import Downsample, ImageEmbed, map_norm, normalize_map
 from ssmjax.layers.vision.mlp import MLP
@@ -131,7 +131,8 @@ class VMamba(nnx.Module):
         self.stages = nnx.data([VMambaStage(config, i, rngs=rngs) for i in range(len(config.dims))])
         self.norm = map_norm(config.norm, config.dims[-1])
         d = config.dims[-1]
-        self.head = nnx.Linear(d, config.num_classes, kernel_init=_DRAW, rngs=rngs) if config.num_classes else None
+        head = nnx.Linear(d, config.num_classes, kernel_init=_DRAW, rngs=rngs) if config.num_classes else None
+        self.head = None if head is None else with_kinds(head, kernel="head")
 
     def __call__(self, images: Array, *, train: bool = False, key: PRNGKey | None = None) -> Float[jax.Array, "b v"]:
         """Class logits.

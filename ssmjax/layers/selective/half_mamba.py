@@ -7,7 +7,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from ssmjax import init, ops
-from ssmjax.layers.common.parameters import parameter
+from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.layers.selective.parts import MixerSize, scan_inputs, state_log
 from ssmjax.shapes import Expanded, Float, Tokens
 
@@ -60,14 +60,14 @@ class HalfMamba(nnx.Module):
         options = dict(kernel_init=_DRAW, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         draw = init.uniform(d_conv**-0.5)
         self.dtype = dtype
-        self.in_proj = nnx.Linear(d_model, 2 * e, use_bias=False, **options)
-        self.conv1d_x = parameter(draw(rngs.params(), (d_conv, e), param_dtype), "weight")
-        self.conv1d_z = parameter(draw(rngs.params(), (d_conv, e), param_dtype), "weight")
-        self.x_proj = nnx.Linear(e, rank + 2 * d_state, use_bias=False, **options)
-        self.dt_proj = nnx.Linear(rank, e, **options)
+        self.in_proj = with_kinds(nnx.Linear(d_model, 2 * e, use_bias=False, **options))
+        self.conv1d_x = parameter(draw(rngs.params(), (d_conv, e), param_dtype), "filter")
+        self.conv1d_z = parameter(draw(rngs.params(), (d_conv, e), param_dtype), "filter")
+        self.x_proj = with_kinds(nnx.Linear(e, rank + 2 * d_state, use_bias=False, **options))
+        self.dt_proj = with_kinds(nnx.Linear(rank, e, **options), kernel="dt", bias="dt")
         self.A_log = state_log(MixerSize(e, d_state, expand=1), param_dtype)
         self.D = parameter(jnp.ones((e,), param_dtype), "D")
-        self.out_proj = nnx.Linear(2 * e, d_model, use_bias=False, **options)
+        self.out_proj = with_kinds(nnx.Linear(2 * e, d_model, use_bias=False, **options))
 
     def __call__(self, u: Tokens) -> Float[jax.Array, "b l d"]:
         """Mixes (b l d)."""

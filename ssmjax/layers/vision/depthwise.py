@@ -103,7 +103,7 @@ class DepthwiseConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         draw = init.uniform(1 / taps)
-        self.kernel = parameter(draw(rngs.params(), (taps, taps, d_model), param_dtype), "weight")
+        self.kernel = parameter(draw(rngs.params(), (taps, taps, d_model), param_dtype), "filter")
         self.bias = parameter(draw(rngs.params(), (d_model,), param_dtype), "bias") if use_bias else None
         self.dtype = dtype
 

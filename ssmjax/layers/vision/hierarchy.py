@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, init
 from ssmjax.layers.common.norms import BatchNorm, LayerNorm, RMSNorm, make_norm
+from ssmjax.layers.common.parameters import with_kinds
 from ssmjax.shapes import Array, Float, Images
 
 __all__ = ["Downsample", "ImageEmbed", "image_conv", "map_norm", "normalize_map"]
@@ -53,7 +54,7 @@ def image_conv(
     >>> image_conv(3, 8, 3, 2, padding=1, rngs=nnx.Rngs(0)).kernel.shape
     (3, 3, 3, 8)
     """
-    return nnx.Conv(
+    conv = nnx.Conv(
         before,
         after,
         (taps, taps),
@@ -66,6 +67,7 @@ def image_conv(
         param_dtype=param_dtype,
         rngs=rngs,
     )
+    return with_kinds(conv)
 
 
 def map_norm(kind: str, d_model: int, *, eps: float = 1e-5, dtype: DTypeLike = jnp.float32):
@@ -192,7 +194,8 @@ class Downsample(nnx.Module):
         self.kind = kind
         self.norm = None if norm is None else map_norm(norm, 4 * before if kind == "merge" else d_model, dtype=dtype)
         if kind == "merge":
-            self.reduction = nnx.Linear(4 * before, d_model, use_bias=False, kernel_init=_DRAW, **options)
+            reduction = nnx.Linear(4 * before, d_model, use_bias=False, kernel_init=_DRAW, **options)
+            self.reduction = with_kinds(reduction)
         else:
             taps = 2 if kind == "conv2" else 3
             self.conv = image_conv(before, d_model, taps, 2, padding=taps - 2, use_bias=use_bias, **options)

@@ -6,6 +6,7 @@ from flax import nnx
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from ssmjax.layers.common.parameters import with_kinds
 from ssmjax.shapes import Array, Float
 
 __all__ = ["MLP"]
@@ -41,8 +42,8 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = dict(kernel_init=_DRAW, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.fc1 = nnx.Linear(d_model, 2 * hidden if gated else hidden, **options)
-        self.fc2 = nnx.Linear(hidden, d_model, **options)
+        self.fc1 = with_kinds(nnx.Linear(d_model, 2 * hidden if gated else hidden, **options))
+        self.fc2 = with_kinds(nnx.Linear(hidden, d_model, **options))
         self.gated = gated
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

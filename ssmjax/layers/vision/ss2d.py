@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, init, ops
 from ssmjax.layers.common.norms import LayerNorm
-from ssmjax.layers.common.parameters import parameter
+from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.layers.vision.depthwise import DepthwiseConv
 from ssmjax.ops import scan_order
 from ssmjax.shapes import Array, Float, Images
@@ -141,13 +141,13 @@ class SS2D(nnx.Module):
             raise errors.bad_argument("SS2D", "dt_rank", self.rank, wanted)
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         linear = dict(use_bias=False, kernel_init=_DRAW, **options)
-        self.in_proj = nnx.Linear(d_model, e if gate == "none" else 2 * e, **linear)
+        self.in_proj = with_kinds(nnx.Linear(d_model, e if gate == "none" else 2 * e, **linear))
         self.conv2d = DepthwiseConv(e, taps=d_conv, use_bias=conv_bias, **options) if d_conv > 1 else None
         for name, value in self._scan_parameters(e, initialization, param_dtype, rngs).items():
             setattr(self, name, value)
         self.norm = LayerNorm(e) if out_norm in ("layer", "layer_conv") else None
         self.norm_conv = DepthwiseConv(e, use_bias=False, **options) if out_norm in ("conv", "layer_conv") else None
-        self.out_proj = nnx.Linear(e, d_model, **linear)
+        self.out_proj = with_kinds(nnx.Linear(e, d_model, **linear))
 
     def _scan_parameters(self, e, initialization, param_dtype, rngs):
         """The parameters that each direction has of its own, along a leading axis (k), or (k e) as one."""

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.layers.common.norms import LayerNorm
+from ssmjax.layers.common.parameters import with_kinds
 from ssmjax.shapes import Array, Float, Images, Tokens
 
 __all__ = ["SelfAttention", "join_windows", "split_windows"]
@@ -85,10 +86,10 @@ class SelfAttention(nnx.Module):
             raise errors.bad_argument("SelfAttention", "heads", heads, f"a divisor of the width {d_model}")
         options = dict(kernel_init=_DRAW, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.heads = heads
-        self.qkv = nnx.Linear(d_model, 3 * d_model, use_bias=qkv_bias, **options)
+        self.qkv = with_kinds(nnx.Linear(d_model, 3 * d_model, use_bias=qkv_bias, **options))
         self.q_norm = LayerNorm(d_model // heads, dtype=dtype) if qk_norm else None
         self.k_norm = LayerNorm(d_model // heads, dtype=dtype) if qk_norm else None
-        self.proj = nnx.Linear(d_model, d_model, **options)
+        self.proj = with_kinds(nnx.Linear(d_model, d_model, **options))
 
     def __call__(self, u: Tokens) -> Float[Array, "b l d"]:
         """Mixes (b l d)."""
