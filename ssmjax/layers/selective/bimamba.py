@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 from ssmjax import errors, ops
 from ssmjax.layers.common.checks import check_segment_ids
 from ssmjax.layers.common.padding import Compaction, compact
-from ssmjax.layers.selective.parts import MixerSize, branch_parts, projection, scan_inputs, state_log
+from ssmjax.layers.selective.parts import MixerSize, branch_parts, project_out, projection, scan_inputs, state_log
+from ssmjax.ops._half import widen
 from ssmjax.shapes import Expanded, Mask, SegmentIds, Tokens
 
 __all__ = ["BiMamba"]
@@ -134,7 +135,7 @@ class BiMamba(nnx.Module):
             x = jnp.where(padding.mask[..., None], x, 0)
         y = self._both_directions(x, padding, segment_ids)
         y = y * jax.nn.silu(z.astype(jnp.float32))
-        y = self.out_proj(y.astype(self.dtype))
+        y = project_out(self.out_proj, y, self.dtype)
         return y if padding is None else padding.undo(y)
 
     def init_state(self, batch: int) -> Any:
@@ -181,7 +182,7 @@ class BiMamba(nnx.Module):
 
 
 def _scan(x, dt, B, C, A, D, dt_bias, **options):
-    y = ops.selective_scan(x, dt, A, B, C, D=D, dt_bias=dt_bias, dt_softplus=True, **options)
+    y = ops.selective_scan(widen(x), dt, A, B, C, D=D, dt_bias=dt_bias, dt_softplus=True, **options)
     return y.astype(jnp.float32)
 
 

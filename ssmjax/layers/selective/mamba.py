@@ -11,7 +11,8 @@ from ssmjax import errors, ops
 from ssmjax.layers.common.checks import check_segment_ids
 from ssmjax.layers.common.mixer import PackedState, enter_state, leave_state
 from ssmjax.layers.common.padding import compact
-from ssmjax.layers.selective.parts import MixerSize, branch_parts, projection, scan_inputs, state_log
+from ssmjax.layers.selective.parts import MixerSize, branch_parts, project_out, projection, scan_inputs, state_log
+from ssmjax.ops._half import widen
 from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
 
 __all__ = ["Mamba", "MambaState"]
@@ -132,7 +133,7 @@ class Mamba(nnx.Module):
             window = padding.window(conv_in, state.conv, segment_ids)
             x, dt = padding.silence(x, dt)
         y, ssm = ops.selective_scan(
-            x,
+            widen(x),
             dt,
             -jnp.exp(self.A_log[...].astype(jnp.float32)),
             B,
@@ -145,7 +146,7 @@ class Mamba(nnx.Module):
             segment_ids=segment_ids,
             return_state=True,
         )
-        y = self.out_proj(y)
+        y = project_out(self.out_proj, y, self.dtype)
         y = y if padding is None else padding.undo(y)
         return (y, leave_state(MambaState(window, ssm), segment)) if return_state else y
 

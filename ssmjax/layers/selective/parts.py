@@ -9,9 +9,10 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, init, ops
 from ssmjax.layers.common.parameters import parameter, with_kinds
-from ssmjax.shapes import Array, Expanded, Float, SegmentIds
+from ssmjax.ops._half import narrow
+from ssmjax.shapes import Array, Expanded, Float, SegmentIds, Tokens
 
-__all__ = ["MixerSize", "ShortConv", "branch_parts", "projection", "scan_inputs", "state_log"]
+__all__ = ["MixerSize", "ShortConv", "branch_parts", "project_out", "projection", "scan_inputs", "state_log"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,14 @@ def projection(
     """A linear map with Mamba's initial values: uniform by fan-in times `scale`, and a zero bias if any."""
     options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
     return with_kinds(nnx.Linear(before, after, use_bias=use_bias, kernel_init=init.fan_in_uniform(scale), **options))
+
+
+def project_out(layer: nnx.Linear, y: Expanded, dtype: DTypeLike) -> Tokens:
+    """Applies the last projection; for float16 in float32, as what a scan returns does not fit into its range."""
+    if jnp.dtype(dtype) != jnp.float16:
+        return layer(y.astype(dtype))
+    y = y.astype(jnp.float32) @ layer.kernel[...].astype(jnp.float32)
+    return narrow(y if layer.bias is None else y + layer.bias[...].astype(jnp.float32)[None, None], dtype)
 
 
 def state_log(size: MixerSize, param_dtype: DTypeLike) -> nnx.Param:

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from ssmjax.ops import _half
+
 __all__ = ["causal_conv1d_reference"]
 
 
@@ -28,4 +30,4 @@ def causal_conv1d_reference(x, weight, bias, activation, state, segment_ids, rev
 
     y = jax.vmap(at, out_axes=1)(jnp.arange(l))
     y = y if bias is None else y + bias.astype(real)[None, None]
-    return (jax.nn.silu(y) if activation == "silu" else y).astype(x.dtype)
+    return _half.narrow(jax.nn.silu(y) if activation == "silu" else y, x.dtype)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import _compat
+from ssmjax.ops import _half
 
 __all__ = ["causal_conv1d_xla", "run_of"]
 
@@ -50,7 +51,7 @@ def _correlate(activation, center, window, weight, bias, run):
         run: (b l+k-1) or None; a tap counts only if its run is that of the center.
     """
     y = _pre_activation(center, window, weight, bias, run)
-    return (jax.nn.silu(y) if activation == "silu" else y).astype(window.dtype)
+    return _half.narrow(jax.nn.silu(y) if activation == "silu" else y, window.dtype)
 
 
 def _correlate_fwd(activation, center, window, weight, bias, run):

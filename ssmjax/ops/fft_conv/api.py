@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import errors
-from ssmjax.ops import _checks, backend
+from ssmjax.ops import _checks, _half, backend
 from ssmjax.ops.fft_conv.reference import fft_conv_reference
 from ssmjax.ops.fft_conv.xla import fft_conv_xla
 from ssmjax.shapes import Array, Float
@@ -15,6 +15,7 @@ IMPLEMENTATIONS = {"xla": fft_conv_xla, "reference": fft_conv_reference}
 MAX_AXES = 3
 
 
+@_half.rounded_once("x")
 def fft_conv(
     x: Float[Array, "b l d"],
     kernel: Float[Array, "*c k d"],
@@ -61,6 +62,7 @@ def fft_conv(
     return _convolve(where, x, kernel, D, (_checks.as_tap(where, "origin", origin, kernel.shape[-2]),), implementation)
 
 
+@_half.rounded_once("x")
 def fft_conv_nd(
     x: Float[Array, "b ... d"],
     kernel: Float[Array, "..."],

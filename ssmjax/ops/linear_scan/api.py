@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import errors
-from ssmjax.ops import _checks, backend
+from ssmjax.ops import _checks, _half, backend
 from ssmjax.ops.linear_scan.reference import linear_scan_reference
 from ssmjax.ops.linear_scan.xla import linear_scan_xla
 from ssmjax.shapes import Array, Inexact
@@ -14,6 +14,7 @@ __all__ = ["linear_scan"]
 IMPLEMENTATIONS = {"xla": linear_scan_xla, "reference": linear_scan_reference}
 
 
+@_half.rounded_once("a", "x")
 def linear_scan(
     a: Inexact[Array, "*decay"],
     x: Inexact[Array, "b l *f"],

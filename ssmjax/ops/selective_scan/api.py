@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import errors
-from ssmjax.ops import _checks, backend
+from ssmjax.ops import _checks, _half, backend
 from ssmjax.ops.selective_scan import pallas_mosaic, xla
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.reference import selective_scan_reference
@@ -20,6 +20,7 @@ IMPLEMENTATIONS = {
 """In order of preference. Each is a function of a `ScanCall`, with what it does not take."""
 
 
+@_half.rounded_once("x")
 def selective_scan(
     x: Float[Array, "b l e"],
     dt: Float[Array, "b l e"],

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import errors
-from ssmjax.ops import _checks, backend
+from ssmjax.ops import _checks, _half, backend
 from ssmjax.ops.separable_conv.reference import separable_conv_reference
 from ssmjax.ops.separable_conv.xla import separable_conv_xla
 from ssmjax.shapes import Array, Float
@@ -16,6 +16,7 @@ __all__ = ["separable_conv"]
 IMPLEMENTATIONS = {"xla": separable_conv_xla, "reference": separable_conv_reference}
 
 
+@_half.rounded_once("x")
 def separable_conv(
     x: Float[Array, "b ..."],
     kernels: Sequence[Float[Array, "r c _ d"]],

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import errors
-from ssmjax.ops import _checks, backend
+from ssmjax.ops import _checks, _half, backend
 from ssmjax.ops.ssd.reference import ssd_reference
 from ssmjax.ops.ssd.xla import ssd_xla
 from ssmjax.shapes import Array, Float, SegmentIds
@@ -14,6 +14,7 @@ __all__ = ["final_step_size", "ssd"]
 IMPLEMENTATIONS = {"xla": ssd_xla, "reference": ssd_reference}
 
 
+@_half.rounded_once("x")
 def ssd(
     x: Float[Array, "b l h p"],
     dt: Float[Array, "b l h"],

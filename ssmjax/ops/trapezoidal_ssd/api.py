@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import errors
-from ssmjax.ops import _checks, backend
+from ssmjax.ops import _checks, _half, backend
 from ssmjax.ops.trapezoidal_ssd.reference import trapezoidal_ssd_reference
 from ssmjax.ops.trapezoidal_ssd.xla import trapezoidal_ssd_xla
 from ssmjax.shapes import Array, Float, SegmentIds
@@ -30,6 +30,7 @@ class TrapezoidalState(NamedTuple):
     B: jax.Array
 
 
+@_half.rounded_once("x")
 def trapezoidal_ssd(
     x: Float[Array, "b l r h p"],
     dt: Float[Array, "b l h"],

@@ -1,0 +1,26 @@
+"""Every layer in float16 at inputs of a hundred deviations: finite, and what float32 gives, as near as its inside can."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from ssmjax.layers.registry import registered_layers
+from tests.layers import quick
+
+LARGEST = 65504.0
+
+
+@pytest.mark.parametrize("entry", registered_layers(), ids=lambda entry: entry.name)
+def test_large_inputs(entry):
+    x = 100 * entry.example(jax.random.key(1))
+    outputs = []
+    for dtype in (jnp.float16, jnp.float32):
+        definition, state = nnx.split(entry.build(dtype, nnx.Rngs(0)))
+        run = quick.jit(lambda state, x, definition=definition: nnx.merge(definition, state)(x))
+        outputs.append(run(state, x.astype(dtype)).astype(jnp.float32))
+    got, want = outputs
+    chex.assert_tree_all_finite(got)
+    want = jnp.clip(want, -LARGEST, LARGEST)
+    assert float(jnp.abs(got - want).max() / jnp.abs(want).max()) < 0.05
