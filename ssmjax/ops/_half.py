@@ -21,7 +21,7 @@ def widen(x: Array) -> Array:
 
 
 def narrow(x: Array, dtype: DTypeLike) -> Array:
-    """Rounds to a dtype. In float16 a number beyond the largest one becomes that one: nothing can be made of infinity."""
+    """Rounds to a dtype. In float16 a number beyond the largest one becomes that one, as nothing can be made of inf."""
     if jnp.dtype(dtype) == jnp.float16:
         largest = float(jnp.finfo(jnp.float16).max)
         x = jnp.clip(x, -largest, largest)
@@ -36,14 +36,14 @@ def rounded_once(*names: str) -> Callable[[Op], Op]:
     """
 
     def decorate(op: Op) -> Op:
-        order = list(inspect.signature(op).parameters)
+        parameters = inspect.signature(op).parameters.items()
+        order = [name for name, parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
 
         @functools.wraps(op)
         def call(*args: Any, **options: Any) -> Any:
             given = {**dict(zip(order, args, strict=False)), **options}
-            if len(args) > len(order) or not all(
-                getattr(given.get(name), "dtype", None) == jnp.float16 for name in names
-            ):
+            half = all(getattr(given.get(name), "dtype", None) == jnp.float16 for name in names)
+            if not half or len(args) > len(order):
                 return op(*args, **options)
             result = op(**{**given, **{name: jnp.asarray(given[name], jnp.float32) for name in names}})
             if isinstance(result, tuple):

@@ -22,7 +22,14 @@ def cases(key):
         "selective_scan": lambda c: ops.selective_scan(c(x), c(dt), A, c(B), c(C), z=c(z), dt_softplus=True),
         "linear_scan": lambda c: ops.linear_scan(c(jnp.full_like(x, 0.99)), c(100 * x)),
         "ssd": lambda c: ops.ssd(
-            c(heads["x"]), c(dt[..., :4]), A[:4, 0], c(B), c(C), z=c(heads["z"]), dt_softplus=True, chunk=8
+            c(heads["x"]),
+            c(dt[..., :4]),
+            A[:4, 0],
+            c(B[:, :, None]),
+            c(C[:, :, None]),
+            z=c(heads["z"]),
+            dt_softplus=True,
+            chunk=8,
         ),
         "fft_conv": lambda c: ops.fft_conv(c(x), c(kernel)),
         "causal_conv1d": lambda c: ops.causal_conv1d(c(100 * x), c(taps)),
