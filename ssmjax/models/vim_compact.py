@@ -125,7 +125,7 @@ class CompactVimBlock(nnx.Module):
     """
 
     def __init__(self, config: CompactVimConfig, width: int, *, rngs: nnx.Rngs):
-        self.local = LocalConv(width, rngs=rngs) if config.local_conv else None
+        self.local = LocalConv(width, dtype=config.dtype, rngs=rngs) if config.local_conv else None
         self.norm = make_norm(config.norm, width, dtype=config.dtype)
         self.mixer = BiMamba(
             width,

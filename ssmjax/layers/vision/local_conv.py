@@ -23,7 +23,7 @@ class LocalConv(nnx.Module):
 
     Args:
         width: The number of channels.
-        dtype: Of the computation and the output.
+        dtype: Of the nine products and their sum; the residual keeps its own.
         param_dtype: Of the parameters.
         rngs: Source of the initial values: uniform in `[-1/3, 1/3]` as a fan-in of nine has it, and a zero bias.
 
@@ -41,13 +41,12 @@ class LocalConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b y x d"]) -> Float[jax.Array, "b y x d"]:
-        """Convolves the grid; positions beyond it are zeros."""
+        """Adds the convolution to the grid, in the dtype of `x`; positions beyond the grid are zeros."""
         rows, columns = x.shape[1:3]
-        x = x.astype(self.dtype)
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        y = x + bias[None, None, None]
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        y = bias[None, None, None]
         for u in range(3):
             for v in range(3):
                 y = y + kernel[u, v][None, None, None] * padded[:, u : u + rows, v : v + columns]
-        return y
+        return x + y.astype(x.dtype)
