@@ -11,6 +11,7 @@ import pytest
 
 from ssmjax.data.augment import (
     AugmentConfig,
+    _paste,
     augment,
     color_jitter,
     cutmix,
@@ -135,6 +136,26 @@ def test_cutmix_labels_are_weighted_by_the_area(images, labels):
     assert min(areas) < 0.1 and max(areas) > 0.3
 
 
+@pytest.mark.parametrize(
+    ("center", "weight", "rows", "columns"),
+    [
+        ((0.5, 0.5), 0.75, (2, 6), (3, 9)),  # sides of a half: 4 of 8 and 6 of 12
+        ((0.5, 0.5), 0.0, (0, 8), (0, 12)),
+        ((0.5, 0.5), 1.0, (4, 4), (6, 6)),
+        ((0.0, 0.99), 0.75, (0, 2), (8, 12)),  # cut off at a corner
+        ((0.3, 0.6), 0.5, (0, 4), (3, 11)),  # 5.65 and 8.48, rounded down to even numbers
+    ],
+)
+def test_the_rectangle_of_cutmix(center, weight, rows, columns):
+    """The sides are sqrt(1 - weight) of the image's, about the center."""
+    x, y = jnp.stack([jnp.zeros((8, 12, 1)), jnp.ones((8, 12, 1))]), jnp.eye(2)
+    mixed, target = _paste(jnp.array(center), jnp.array(weight), x, y)
+    wanted = np.zeros((8, 12))
+    wanted[rows[0] : rows[1], columns[0] : columns[1]] = 1
+    np.testing.assert_array_equal(mixed[0, ..., 0], wanted)
+    np.testing.assert_allclose(target[0], [1 - wanted.mean(), wanted.mean()], rtol=1e-6)
+
+
 def test_normalize_is_the_formula():
     x = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), np.uint8)
     mean, std = np.array([0.1, 0.2, 0.3], np.float32), np.array([0.5, 0.25, 2], np.float32)
@@ -218,6 +239,13 @@ def test_a_bad_config_names_the_field(field, value):
 def test_bad_arguments_are_refused(key, images, labels):
     with pytest.raises(ValueError, match="padding must be zero or positive and, to reflect, below 7"):
         random_crop(key, images, 7, "reflect")
+    for shape in ((1, 4, 6, 1), (1, 6, 4, 1)):  # the largest that is allowed, and the next
+        assert random_crop(jax.random.key(1), jnp.ones(shape), 3, "reflect").shape == shape
+        with pytest.raises(ValueError, match="to reflect, below 4"):
+            random_crop(key, jnp.ones(shape), 4, "reflect")
+        assert random_crop(jax.random.key(1), jnp.ones(shape), 4, "zero").shape == shape
+    with pytest.raises(ValueError, match="padding must be zero or positive"):
+        random_crop(key, images, -1)
     with pytest.raises(ValueError, match="mode must be 'zero' or 'reflect', got 'wrap'"):
         random_crop(key, images, 1, "wrap")
     for name, mix in (("mixup", mixup), ("cutmix", cutmix)):

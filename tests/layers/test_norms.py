@@ -84,6 +84,19 @@ def test_batch_norm_reads_no_padding(key):
     chex.assert_trees_all_close(nnx.state(padded), nnx.state(real), rtol=1e-5)
 
 
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_batch_norm_counts_real_tokens_alone(key, unbiased):
+    x, mask = jax.random.normal(key, (2, 6, 5)), jnp.arange(6)[None] < jnp.array([3, 1])[:, None]
+    norm = BatchNorm(5, momentum=0.5, unbiased=unbiased)
+    norm(x, mask=mask, train=True)
+    seen = np.asarray(x, np.float64)[np.asarray(mask)]
+    assert len(seen) == 4  # few, so that one more or less in the divisor shows
+    np.testing.assert_allclose(norm.var[...], 0.5 + 0.5 * seen.var(0, ddof=int(unbiased)), rtol=1e-5)
+    single = BatchNorm(5, momentum=0.5, unbiased=unbiased)
+    single(x, mask=mask & (jnp.arange(2) == 1)[:, None], train=True)  # one token has no variance
+    np.testing.assert_allclose(single.var[...], 0.5, rtol=1e-6)
+
+
 def test_batch_norm_passes_gradients_through_the_statistics(key):
     """The output does not change when the input is shifted or scaled, so the gradient is orthogonal to both."""
     x, weight = jax.random.normal(key, (8, 5)), jax.random.normal(jax.random.key(1), (8, 5))

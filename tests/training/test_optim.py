@@ -57,6 +57,16 @@ def test_schedule_values():
     assert float(warmup_cosine(2.0, 10)(0)) == 2.0
 
 
+def test_the_longest_warmup():
+    """It may take all steps but the last, in which the peak is reached."""
+    schedule = warmup_cosine(2.0, 10, 9)
+    assert [float(schedule(step)) for step in (0, 8, 9)] == pytest.approx([0.0, 2.0 * 8 / 9, 2.0])
+    assert float(warmup_cosine(2.0, 1, 0)(0)) == 2.0
+    for steps in (10, 1):
+        with pytest.raises(ValueError, match=f"at least 0 and less than steps={steps}, got {steps}"):
+            warmup_cosine(2.0, steps, steps)
+
+
 def test_two_steps_of_the_formula():
     params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
     grads = [
