@@ -23,6 +23,7 @@ from ssmjax.layers.vision.patch_embed import PatchEmbed
 from ssmjax.models.adapt import adapt_images
 from ssmjax.models.config import ComputeDtype, check_fields, require
 from ssmjax.models.inputs import check_images, image_inputs
+from ssmjax.models.mode import follows_mode
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.shapes import Array, Float, Images, Int, PRNGKey, Tokens
 
@@ -187,6 +188,7 @@ class DiSBlock(nnx.Module):
         return self.mixer(x), residual
 
 
+@follows_mode
 class DiS(nnx.Module):
     """Diffusion with a state space backbone: predicts the noise in an image from the image, the time and the class.
 
@@ -246,7 +248,7 @@ class DiS(nnx.Module):
         times: Float[Array, "b"] | Int[Array, "b"],
         labels: Int[Array, "b"] | None = None,
         *,
-        train: bool = False,
+        train: bool | None = None,
         key: PRNGKey | None = None,
     ) -> Float[jax.Array, "b y x v"]:
         """The noise in each image.
@@ -255,7 +257,7 @@ class DiS(nnx.Module):
             images: (b y x d), noisy images or latents in about [-1, 1], channels last.
             times: (b), the steps of the noise, from 0 (none) to 999; fractions are allowed.
             labels: (b) classes from 0; `num_classes` is the null class, which None stands for.
-            train: Whether stochastic depth and the dropping of labels act.
+            train: Whether stochastic depth and the dropping of labels act; None: by `model.train()` or `.eval()`.
             key: The random key; needed with `train=True` where one of the two rates is above 0.
 
         Returns:

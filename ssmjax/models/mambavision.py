@@ -25,6 +25,7 @@ from ssmjax.layers.vision.mlp import MLP
 from ssmjax.layers.vision.windows import SelfAttention, join_windows, split_windows
 from ssmjax.models.inputs import check_images, image_inputs
 from ssmjax.models.mambavision_config import SIZES, MambaVisionConfig
+from ssmjax.models.mode import follows_mode
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.shapes import Array, Float, Images, PRNGKey, Tokens
 
@@ -136,6 +137,7 @@ class ConvEmbed(nnx.Module):
         return x
 
 
+@follows_mode
 class MambaVision(nnx.Module):
     """MambaVision: an embedding, two levels of convolutions, two of mixers in windows, a batch norm, the mean, a head.
 
@@ -164,12 +166,15 @@ class MambaVision(nnx.Module):
         head = nnx.Linear(d, config.num_classes, kernel_init=_DRAW, rngs=rngs) if config.num_classes else None
         self.head = None if head is None else with_kinds(head, kernel="head")
 
-    def __call__(self, images: Array, *, train: bool = False, key: PRNGKey | None = None) -> Float[jax.Array, "b v"]:
+    def __call__(
+        self, images: Array, *, train: bool | None = None, key: PRNGKey | None = None
+    ) -> Float[jax.Array, "b v"]:
         """Class logits.
 
         Args:
             images: (b y x d), floating, channels last, normalized.
-            train: Whether stochastic depth acts and batch norms use the batch (and update their statistics).
+            train: Whether stochastic depth acts and batch norms use the batch (and update their statistics); None: by
+                `model.train()` or `.eval()`.
             key: The random key; needed with `train=True` where `drop_path_rate` is above 0.
 
         Returns:
@@ -181,13 +186,13 @@ class MambaVision(nnx.Module):
         return self.classify(self.features(images, train=train, key=key)[-1], train=train)
 
     def features(
-        self, images: Array, *, train: bool = False, key: PRNGKey | None = None
+        self, images: Array, *, train: bool | None = None, key: PRNGKey | None = None
     ) -> tuple[Float[jax.Array, "b _ _ _"], ...]:
         """The map of each level, before the down-sampling to the next: what dense heads read.
 
         Args:
             images: As for a call of the model; so are `train` and `key`.
-            train: Whether stochastic depth acts and batch norms use the batch.
+            train: Whether stochastic depth acts and batch norms use the batch; None: by `model.train()` or `.eval()`.
             key: The random key.
 
         Returns:
@@ -210,7 +215,7 @@ class MambaVision(nnx.Module):
             x = x if level.downsample is None else level.downsample(x)
         return tuple(maps)
 
-    def classify(self, x: Images, *, train: bool = False) -> Float[jax.Array, "b v"]:
+    def classify(self, x: Images, *, train: bool | None = None) -> Float[jax.Array, "b v"]:
         """What the model says of its last map: batch norm, mean over the pixels, head."""
         x = self.norm(x, train=train).mean((1, 2))
         return x if self.head is None else self.head(x)

@@ -21,6 +21,7 @@ from ssmjax.layers.lti.s4 import L_MAX
 from ssmjax.layers.mixers import check_mixer_options, find_mixer
 from ssmjax.layers.sequence_block import SequenceBlock
 from ssmjax.models.config import ComputeDtype, check_fields, frozen_options, require
+from ssmjax.models.mode import follows_mode
 from ssmjax.models.registry import Family, register_family
 from ssmjax.shapes import Array, Bool, Float, Int, Mask, PRNGKey
 
@@ -186,6 +187,7 @@ class SequenceRegressorConfig(SequenceConfig):
         return self.out_features
 
 
+@follows_mode
 class SequenceClassifier(nnx.Module):
     """A stack of state space blocks over a sequence, and a linear head on its pooled tokens.
 
@@ -240,7 +242,7 @@ class SequenceClassifier(nnx.Module):
         *,
         mask: Bool[Array, "b *pair l"] | None = None,
         lengths: Int[Array, "b *pair"] | None = None,
-        train: bool = False,
+        train: bool | None = None,
         key: PRNGKey | None = None,
         rate: float | Array = 1.0,
     ) -> Float[jax.Array, "b v"] | Float[jax.Array, "b l v"]:
@@ -251,7 +253,8 @@ class SequenceClassifier(nnx.Module):
                 pair of documents has an axis of 2 after the batch, as have its `mask` and `lengths`.
             mask: (b l), False at padding.
             lengths: (b), the number of real tokens of each row, of which padding follows; in place of `mask`.
-            train: Whether dropout acts, and whether a batch norm uses and records the statistics of the batch.
+            train: Whether dropout acts, and whether a batch norm uses and records the statistics of the batch; None: by
+                `model.train()` or `.eval()`.
             key: The random key; needed with `train=True` and a dropout above 0.
             rate: A factor on the step sizes: 2 for an input sampled at half the rate. A Python number, not a traced
                 array, for "s4" and wherever `l_max` is set.

@@ -19,6 +19,7 @@ from ssmjax.layers.vision.patch_embed import ConvStem, PatchEmbed
 from ssmjax.models.adapt import adapt_images
 from ssmjax.models.config import ComputeDtype, check_fields, require
 from ssmjax.models.inputs import check_images, image_inputs
+from ssmjax.models.mode import follows_mode
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.shapes import Array, Float, PRNGKey, Tokens
 
@@ -211,6 +212,7 @@ class VimBlock(nnx.Module):
         return hidden, residual
 
 
+@follows_mode
 class Vim(nnx.Module):
     """Vision Mamba: patches, a class token, position embedding, `depth` blocks, a final norm and a linear head.
 
@@ -246,13 +248,13 @@ class Vim(nnx.Module):
         self.head = None if head is None else with_kinds(head, kernel="head")
 
     def __call__(
-        self, images: Array, *, train: bool = False, key: PRNGKey | None = None
+        self, images: Array, *, train: bool | None = None, key: PRNGKey | None = None
     ) -> Float[jax.Array, "b v"] | Float[jax.Array, "b l v"]:
         """Class logits.
 
         Args:
             images: (b y x d), floating, channels last, normalized.
-            train: Whether dropout and stochastic depth act.
+            train: Whether dropout and stochastic depth act; None: by `model.train()` or `.eval()`.
             key: The random key; needed with `train=True` where one of the two rates is above 0.
 
         Returns:
@@ -268,14 +270,9 @@ class Vim(nnx.Module):
         return logits.max(1) if self.config.pool == "max" and self.config.class_token == "none" else logits
 
     def features(
-        self, images: Array, *, train: bool = False, key: PRNGKey | None = None
+        self, images: Array, *, train: bool | None = None, key: PRNGKey | None = None
     ) -> Float[jax.Array, "b d"] | Float[jax.Array, "b l d"]:
-        """What the head reads: the class token, or the pooled tokens, after the final norm.
-
-        Args:
-            images: As for a call of the model; so are `train` and `key`.
-            train: Whether dropout and stochastic depth act.
-            key: The random key.
+        """What the head reads: the class token, or the pooled tokens, after the final norm; arguments as for a call.
 
         Returns:
             (b d) float32. With `pool="max"` or `"all"` and no class token (b l d): the head comes before that pooling.

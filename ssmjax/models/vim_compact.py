@@ -22,6 +22,7 @@ from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.vision.local_conv import LocalConv
 from ssmjax.models.config import ComputeDtype, check_fields, require
 from ssmjax.models.inputs import check_images
+from ssmjax.models.mode import follows_mode
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.shapes import Array, Float, PRNGKey
 
@@ -160,6 +161,7 @@ class CompactVimBlock(nnx.Module):
         return x + y.astype(x.dtype)
 
 
+@follows_mode
 class CompactVim(nnx.Module):
     """Vision Mamba in stages: convolution stem, blocks, strided convolutions between stages, mean pooling, linear head.
 
@@ -202,12 +204,14 @@ class CompactVim(nnx.Module):
             else None
         )
 
-    def __call__(self, images: Array, *, train: bool = False, key: PRNGKey | None = None) -> Float[jax.Array, "b v"]:
+    def __call__(
+        self, images: Array, *, train: bool | None = None, key: PRNGKey | None = None
+    ) -> Float[jax.Array, "b v"]:
         """Class logits.
 
         Args:
             images: (b y x d), floating, channels last, normalized.
-            train: Whether stochastic depth acts.
+            train: Whether stochastic depth acts; None: by `model.train()` or `.eval()`.
             key: The random key; needed with `train=True` where its rate is above 0.
 
         Returns:
@@ -219,7 +223,9 @@ class CompactVim(nnx.Module):
         x = self.features(images, train=train, key=key)
         return x if self.head is None else self.head(x)
 
-    def features(self, images: Array, *, train: bool = False, key: PRNGKey | None = None) -> Float[jax.Array, "b d"]:
+    def features(
+        self, images: Array, *, train: bool | None = None, key: PRNGKey | None = None
+    ) -> Float[jax.Array, "b d"]:
         """What the head reads: the mean of all tokens after the final norm; arguments as for a call."""
         config = self.config
         check_images("CompactVim", images, config.size, config.in_channels)

@@ -21,6 +21,7 @@ from ssmjax.layers.vision.mlp import MLP
 from ssmjax.layers.vision.ss2d import SS2D
 from ssmjax.models.adapt import adapt_images
 from ssmjax.models.inputs import check_images, image_inputs
+from ssmjax.models.mode import follows_mode
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.models.vmamba_config import SIZES, VMambaConfig, two_directions
 from ssmjax.shapes import Array, Float, Images, PRNGKey
@@ -97,6 +98,7 @@ class VMambaStage(nnx.Module):
         self.downsample = None if last else Downsample(config.dims[index + 1], before=d, **options)
 
 
+@follows_mode
 class VMamba(nnx.Module):
     """VMamba: an embedding as a map, stages of blocks at strides of 4, 8, 16 and 32 pixels, a norm, the mean, a head.
 
@@ -134,12 +136,14 @@ class VMamba(nnx.Module):
         head = nnx.Linear(d, config.num_classes, kernel_init=_DRAW, rngs=rngs) if config.num_classes else None
         self.head = None if head is None else with_kinds(head, kernel="head")
 
-    def __call__(self, images: Array, *, train: bool = False, key: PRNGKey | None = None) -> Float[jax.Array, "b v"]:
+    def __call__(
+        self, images: Array, *, train: bool | None = None, key: PRNGKey | None = None
+    ) -> Float[jax.Array, "b v"]:
         """Class logits.
 
         Args:
             images: (b y x d), floating, channels last, normalized.
-            train: Whether stochastic depth acts and batch norms use the batch.
+            train: Whether stochastic depth acts and batch norms use the batch; None: by `model.train()` or `.eval()`.
             key: The random key; needed with `train=True` where `drop_path_rate` is above 0.
 
         Returns:
@@ -151,13 +155,13 @@ class VMamba(nnx.Module):
         return self.classify(self.features(images, train=train, key=key)[-1], train=train)
 
     def features(
-        self, images: Array, *, train: bool = False, key: PRNGKey | None = None
+        self, images: Array, *, train: bool | None = None, key: PRNGKey | None = None
     ) -> tuple[Float[jax.Array, "b _ _ _"], ...]:
         """The map of each stage, before the down-sampling to the next: what dense heads read.
 
         Args:
             images: As for a call of the model; so are `train` and `key`.
-            train: Whether stochastic depth acts.
+            train: Whether stochastic depth acts; None: by `model.train()` or `.eval()`.
             key: The random key.
 
         Returns:
@@ -178,12 +182,12 @@ class VMamba(nnx.Module):
             x = maps[-1] if stage.downsample is None else stage.downsample(maps[-1], train=train)
         return tuple(maps)
 
-    def classify(self, x: Images, *, train: bool = False) -> Float[jax.Array, "b v"]:
+    def classify(self, x: Images, *, train: bool | None = None) -> Float[jax.Array, "b v"]:
         """What the model says of its last map: norm, mean over the pixels, head."""
         x = normalize_map(self.norm, x, train).astype(jnp.float32).mean((1, 2))
         return x if self.head is None else self.head(x)
 
-    def embed(self, images: Array, *, train: bool = False) -> Float[jax.Array, "b rows columns d"]:
+    def embed(self, images: Array, *, train: bool | None = None) -> Float[jax.Array, "b rows columns d"]:
         """The map that the first block reads, with positions added if the model has them."""
         x = self.patch_embed(jnp.asarray(images, self.config.dtype), train=train)
         return x if self.pos_embed is None else x + self.pos_embed[...].astype(x.dtype).reshape(1, *x.shape[1:])

@@ -56,7 +56,7 @@ def evaluate(
     """Evaluates a model.
 
     Args:
-        model: An NNX module.
+        model: An NNX module; it is evaluated as after `model.eval()`, and stays as it is.
         batches: Batches of one shape; the last one is padded, with a `mask` that says where.
         metric_fn: Sums over a batch. Pass the same function each time: a new one is compiled anew.
         prepare: `prepare(batch, None, False)`, applied inside the compiled function. The same holds.
@@ -95,6 +95,8 @@ def _compiled(
     @jax.jit
     def sums(params: Arrays, rest: Arrays, batch: Batch) -> Metrics:
         batch = batch if prepare is None else call_prepare(prepare, batch, None, False, 1.0)
-        return metric_fn(layout.merge(params, rest), batch)
+        model = layout.merge(params, rest)
+        model.eval()
+        return metric_fn(model, batch)
 
     return sums

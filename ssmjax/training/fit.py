@@ -157,8 +157,8 @@ def fit(
         trainable: Which `nnx.Param` variables are trained, a filter of NNX such as `nnx.PathContains("projector")`;
             None trains all. The others, a frozen teacher or tower, have no gradient, no optimizer state and no moving
             average, and are not in the checkpoints: a resumed run takes them from the model that it is given.
-        eval_fn: `eval_fn(model, step)` returns numbers to record. The model has the moving average if there is one, and
-            its arrays are valid during the call only.
+        eval_fn: `eval_fn(model, step)` returns numbers to record. The model is that of `model.eval()`, has the moving
+            average if there is one, and its arrays are valid during the call only.
         run_config: What else a checkpoint must agree with to be resumed from, as JSON can hold it.
 
     Returns:
@@ -206,7 +206,9 @@ def fit(
 
     def evaluate(state: TrainState, done: int) -> Mapping[str, Any]:
         best = state.params if state.ema is None else state.ema
-        return eval_fn(layout.merge(best, state.rest, frozen), done) if eval_fn else {}
+        model = layout.merge(best, state.rest, frozen)
+        model.eval()
+        return eval_fn(model, done) if eval_fn else {}
 
     try:
         with contextlib.ExitStack() as stack:
