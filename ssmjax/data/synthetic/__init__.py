@@ -3,6 +3,14 @@
 from ssmjax.data.synthetic.adding import adding_batch
 from ssmjax.data.synthetic.copying import copying_batch
 from ssmjax.data.synthetic.delay import delay_batch, white_noise
+from ssmjax.data.synthetic.digit_scenes import (
+    COLORS,
+    QUESTION_TYPES,
+    SCENE_VOCABULARY,
+    DigitScenes,
+    draw_digit_scenes,
+    scene_questions,
+)
 from ssmjax.data.synthetic.listops import (
     LISTOPS_VOCABULARY,
     ListOps,
@@ -16,6 +24,12 @@ from ssmjax.data.synthetic.pathfinder import PATHFINDER, Pathfinder, PathfinderC
 from ssmjax.data.synthetic.touch_tones import TOUCH_TONES, touch_tones
 
 __all__ = [
+    "COLORS",
+    "QUESTION_TYPES",
+    "SCENE_VOCABULARY",
+    "DigitScenes",
+    "draw_digit_scenes",
+    "scene_questions",
     "LISTOPS_VOCABULARY",
     "PATHFINDER",
     "TOUCH_TONES",

@@ -73,7 +73,7 @@ def test_average_pool():
 def test_the_hard_merge_is_the_limit_of_the_soft_one():
     x, u = tokens(), scores()
     hard = ops.anchored_merge(x, unit(x), u, 5)
-    soft = ops.soft_anchored_merge(x, unit(x), u, 5, temperature=1e-6, sharpness=1e3)
+    soft = ops.soft_anchored_merge(x, unit(x), u, 5, temperature=1e-5, sharpness=1e3)
     kept = jnp.take_along_axis(soft.tokens, hard.position[..., None], axis=1)
     np.testing.assert_allclose(kept, hard.tokens, atol=1e-5)
     np.testing.assert_allclose(jnp.take_along_axis(soft.size, hard.position, axis=1), hard.size, atol=1e-4)

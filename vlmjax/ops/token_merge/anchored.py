@@ -145,13 +145,30 @@ def _threshold(score, m, temperature):
     def halve(_, interval):
         low, high = interval
         middle = (low + high) / 2
-        many = jax.nn.sigmoid((score - middle) / temperature).sum(-1, keepdims=True) > m
-        return jnp.where(many, middle, low), jnp.where(many, high, middle)
+        above = (score - middle) / temperature
+        return jnp.where(_too_many(above, m), middle, low), jnp.where(_too_many(above, m), high, middle)
 
     reach = REACH * temperature
     ends = score.min(-1, keepdims=True) - reach, score.max(-1, keepdims=True) + reach
     low, high = jax.lax.fori_loop(0, STEPS, halve, ends)
     return (low + high) / 2
+
+
+def _too_many(above, m):
+    """Whether the sigmoids sum to more than `m`.
+
+    Where as many are above one half as there should be, what the others have is compared with what these lack, in logs:
+    in the sum, rounding would hide both, and the threshold would end beside a score in place of midway between two.
+    """
+    inside = above > 0
+    count = inside.sum(-1, keepdims=True)
+    rest = jax.nn.sigmoid(-jnp.abs(above))
+    log_rest = jax.nn.log_sigmoid(-jnp.abs(above))
+    have, lack = (
+        jax.nn.logsumexp(jnp.where(side, log_rest, -jnp.inf), axis=-1, keepdims=True) for side in (~inside, inside)
+    )
+    excess = count - m + jnp.where(inside, -rest, rest).sum(-1, keepdims=True)
+    return jnp.where(count == m, have > lack, excess > 0)
 
 
 def _forward(score, m, temperature):

@@ -1,0 +1,79 @@
+"""Figures of the vision-language experiments, drawn from results files and nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.shared.plots import decode_images
+from ssmjax.data.synthetic import COLORS, QUESTION_TYPES, SCENE_VOCABULARY
+
+__all__ = ["draw_scenes", "question_text"]
+
+_BARS = (
+    ("blank", "picture blank", "#bbbbbb"),
+    ("prior", "most frequent answer", "#dddddd"),
+    ("frozen", "tower frozen", "#8fb1d9"),
+    ("unfrozen", "tower unfrozen", "#3b6fb6"),
+    ("ceiling", "ceiling", "#333333"),
+)
+
+
+def question_text(tokens: Any) -> str:
+    """A question in words.
+
+    >>> question_text([26, 10, 12, 30])
+    'is red left of blue?'
+    """
+    kind, one, two, _ = (int(token) for token in tokens)
+    a, b = (COLORS[token - 10] if 10 <= token < 16 else "" for token in (one, two))
+    return {
+        "digit": f"which digit is {a}?",
+        "count": "how many digits?",
+        "left": f"is {a} left of {b}?",
+        "greater": f"is {a} greater than {b}?",
+        "nearest": f"which is nearest to {a}?",
+        "exists": f"is there a {a} digit?",
+    }[QUESTION_TYPES[kind - 24]]
+
+
+def draw_scenes(results: Path, figure: Path) -> None:
+    """Draws accuracies by type of question, and pictures with a question, its answer and where it looks.
+
+    Args:
+        results: A JSON file as `experiments.vlm_scenes` writes it.
+        figure: Where the PNG goes.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    record = json.loads(Path(results).read_text())
+    metrics, examples = record["metrics"], record["examples"]
+    images = decode_images(examples["images"])
+    fig = plt.figure(figsize=(10, 6.2), layout="constrained")
+    grid = fig.add_gridspec(2, len(images), height_ratios=(1.1, 1))
+    axis = fig.add_subplot(grid[0, :])
+    kinds, places = (*QUESTION_TYPES, "mean"), np.arange(len(QUESTION_TYPES) + 1)
+    for i, (row, label, color) in enumerate(_BARS):
+        heights = [100 * metrics[f"{row}/{kind}"]["mean"] for kind in kinds]
+        axis.bar(places + 0.16 * (i - 2), heights, 0.15, label=label, color=color)
+    axis.set(xticks=places, xticklabels=kinds, ylabel="accuracy (%)", ylim=(0, 104))
+    axis.legend(ncols=len(_BARS), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.16), frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    for i, image in enumerate(images):
+        axis = fig.add_subplot(grid[1, i])
+        axis.imshow(image)
+        look = np.asarray(examples["attention"][i])
+        axis.imshow(
+            look / look.max(), cmap="magma", alpha=0.45, extent=(-0.5, 47.5, 47.5, -0.5), interpolation="bilinear"
+        )
+        given, wanted = (SCENE_VOCABULARY[examples[name][i]] for name in ("given", "answers"))
+        right = "" if given == wanted else f" (not {wanted})"
+        axis.set_title(f"{question_text(examples['questions'][i])}\n{given}{right}", fontsize=9)
+        axis.axis("off")
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(figure, dpi=130)
+    plt.close(fig)
