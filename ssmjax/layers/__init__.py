@@ -1,5 +1,6 @@
 """Flax modules: parameters and their initial values around the pure functions of `ssmjax.ops`."""
 
+from ssmjax.layers.common.attention import AttentionState, CausalAttention
 from ssmjax.layers.common.drop_path import drop_path, drop_path_rates, dropout, shared_dropout
 from ssmjax.layers.common.gates import Gate
 from ssmjax.layers.common.mixer import Mixer, PackedState
@@ -18,6 +19,8 @@ from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.selective.gated_norm import GatedRMSNorm, gated_rms_norm
 from ssmjax.layers.selective.half_mamba import HalfMamba
 from ssmjax.layers.selective.mamba import Mamba, MambaState
+from ssmjax.layers.selective.mamba2 import Mamba2, Mamba2State
+from ssmjax.layers.selective.mamba3 import Mamba3, Mamba3State
 from ssmjax.layers.sequence_block import SequenceBlock
 from ssmjax.layers.vision.depthwise import DepthwiseConv, depthwise_conv2d
 from ssmjax.layers.vision.hierarchy import Downsample, ImageEmbed
@@ -45,8 +48,10 @@ __all__ = [
     "S4D",
     "S4ND",
     "S5",
+    "AttentionState",
     "BatchNorm",
     "BiMamba",
+    "CausalAttention",
     "ConvStem",
     "Gate",
     "GatedRMSNorm",
@@ -54,6 +59,10 @@ __all__ = [
     "LayerNorm",
     "LocalConv",
     "Mamba",
+    "Mamba2",
+    "Mamba2State",
+    "Mamba3",
+    "Mamba3State",
     "MambaState",
     "Mixer",
     "MixerEntry",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ssmjax.layers.common.attention import CausalAttention
 from ssmjax.layers.common.gates import Gate
 from ssmjax.layers.common.norms import BatchNorm, LayerNorm, RMSNorm
 from ssmjax.layers.lti.dss import DSS
@@ -21,6 +22,8 @@ from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.selective.gated_norm import GatedRMSNorm
 from ssmjax.layers.selective.half_mamba import HalfMamba
 from ssmjax.layers.selective.mamba import Mamba
+from ssmjax.layers.selective.mamba2 import Mamba2
+from ssmjax.layers.selective.mamba3 import Mamba3
 from ssmjax.layers.sequence_block import SequenceBlock
 from ssmjax.layers.vision.depthwise import DepthwiseConv
 from ssmjax.layers.vision.hierarchy import Downsample, ImageEmbed
@@ -101,6 +104,10 @@ register_layer("PatchEmbed", PatchEmbed, (2, 8, 12, 3), (2, 6, 8), patch_size=4)
 register_layer("LocalConv", LocalConv, (2, 3, 4, 8), (2, 3, 4, 8))
 register_layer("ConvStem", ConvStem, (2, 8, 12, 3), (2, 6, 8), stride=4)
 register_layer("Mamba", Mamba, (2, 5, 8), (2, 5, 8), d_state=4)
+register_layer("Mamba2", Mamba2, (2, 5, 8), (2, 5, 8), d_state=4, head_dim=4, groups=2)
+register_layer("Mamba3(siso)", Mamba3, (2, 5, 8), (2, 5, 8), d_state=4, head_dim=4)
+register_layer("Mamba3(mimo)", Mamba3, (2, 5, 8), (2, 5, 8), d_state=4, head_dim=4, rank=2, norm=True)
+register_layer("CausalAttention", CausalAttention, (2, 5, 8), (2, 5, 8), heads=2)
 for _variant in ("none", "v1", "v2"):
     register_layer(f"BiMamba({_variant})", BiMamba, (2, 5, 8), (2, 5, 8), d_state=4, variant=_variant)
 for _variant in ("none", "exclusive", "inclusive"):

@@ -185,7 +185,7 @@ class _Runner:
                 carry, result = run(carry, jax.tree.map(lambda x, i=i: x[i], slices))
                 each.append(result)
             results = jax.tree.map(lambda *x: jnp.stack(x), *each)
-        changed, outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+        changed, outputs = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), results)
         return carry, changed, outputs
 
     def _unit(self, carry: Any, unit: Sequence[str], slices: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -50,6 +50,8 @@ class Mamba(nnx.Module):
         dt_floor: Initial step sizes below it are raised to it.
         conv_bias: Whether the convolution has a bias.
         use_bias: Whether `in_proj` and `out_proj` have one.
+        rms_eps: If given, the low-rank dt, B and C are divided by their root mean squares, to whose squares it is added
+            (Falcon Mamba, https://arxiv.org/abs/2410.05355, section 3).
         out_scale: A factor on the initial `out_proj`; deep stacks pass `1 / sqrt(number of layers)`.
         dtype: Of the computation and the output. The scan and its state are float32 whatever it is.
         param_dtype: Of the parameters.
@@ -78,6 +80,7 @@ class Mamba(nnx.Module):
         dt_floor: float = 1e-4,
         conv_bias: bool = True,
         use_bias: bool = False,
+        rms_eps: float | None = None,
         out_scale: float = 1.0,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
@@ -87,6 +90,7 @@ class Mamba(nnx.Module):
         size = MixerSize(d_model, d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_floor)
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.size = size
+        self.rms_eps = rms_eps
         self.dtype = dtype
         self.in_proj = projection(d_model, 2 * size.inner, use_bias=use_bias, **options)
         for name, part in branch_parts(size, conv_bias=conv_bias, **options).items():
@@ -128,7 +132,7 @@ class Mamba(nnx.Module):
 
         conv_in, z = jnp.split(self.in_proj(u), 2, axis=-1)
         x, window = self.conv1d(conv_in, state=state.conv, segment_ids=segment_ids, return_state=True)
-        dt, B, C = scan_inputs(x, self.x_proj, self.dt_proj)
+        dt, B, C = scan_inputs(x, self.x_proj, self.dt_proj, self.rms_eps)
         if padding is not None:
             window = padding.window(conv_in, state.conv, segment_ids)
             x, dt = padding.silence(x, dt)

@@ -150,12 +150,22 @@ def branch_parts(
     }
 
 
-def scan_inputs(x: Expanded, x_proj: nnx.Linear, dt_proj: nnx.Linear) -> tuple[jax.Array, jax.Array, jax.Array]:
+def scan_inputs(
+    x: Expanded, x_proj: nnx.Linear, dt_proj: nnx.Linear, rms_eps: float | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The input-dependent `dt` (b l e), `B` and `C` (b l n) of a scan.
 
-    `dt` is before its bias and softplus: both belong to the scan, which computes them in float32.
+    `dt` is before its bias and softplus: both belong to the scan, which computes them in float32. With `rms_eps` the
+    low-rank `dt`, B and C are divided by their root mean squares.
     """
     rank = dt_proj.in_features
     n = (x_proj.out_features - rank) // 2
     low_rank, B, C = jnp.split(x_proj(x), [rank, rank + n], axis=-1)
+    if rms_eps is not None:
+        low_rank, B, C = (_over_rms(v, rms_eps) for v in (low_rank, B, C))
     return low_rank @ dt_proj.kernel[...].astype(low_rank.dtype), B, C
+
+
+def _over_rms(v, eps):
+    wide = v.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)).astype(v.dtype)
