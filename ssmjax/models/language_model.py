@@ -28,6 +28,7 @@ MIXERS = {"mamba": Mamba, "mamba2": Mamba2, "mamba3": Mamba3, "attention": Causa
 
 _DRAW = initializers.normal(0.02)  # made once: older Flax keeps initializers in a module's static definition
 _WIDTH_MULTIPLE = 128
+_EXAMPLE = 16  # the length of the input in summaries and registry-wide tests
 
 
 @no_type_check
@@ -96,6 +97,11 @@ class LanguageModelConfig:
     def vocab_rows(self) -> int:
         """The rows of the embedding, and the width of the logits."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def output_shape(self) -> tuple[int, int]:
+        """The shape of the output for one example of the family's inputs."""
+        return _EXAMPLE, self.vocab_rows
 
     @property
     def pattern(self) -> tuple[str, ...]:
@@ -349,7 +355,7 @@ register_family(
         "language_model",
         LanguageModelConfig,
         LanguageModel,
-        inputs=lambda config, batch: {"tokens": jax.ShapeDtypeStruct((batch, 16), jnp.int32)},
+        inputs=lambda config, batch: {"tokens": jax.ShapeDtypeStruct((batch, _EXAMPLE), jnp.int32)},
         tiny={"vocab_size": 30, "d_model": 64, "depth": 2, "attention_layers": (), "mixer_options": ()},
         hf="ssmjax.checkpoints.from_torch.mamba_hf:LAYOUTS",
     )

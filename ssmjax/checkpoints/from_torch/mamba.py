@@ -1,25 +1,21 @@
-"""Mamba, Mamba-2, Mamba-3 and their language models: from and to the key layout of the original implementation."""
+"""Mamba, Mamba-2, Mamba-3 and their language models: from and to the key layout of the original implementation.
 
-import json
-import logging
+`ssmjax.load_pretrained` reads its folders, such as a download of `state-spaces/mamba-130m` (`allow_pickle=True`).
+"""
+
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from ssmjax import errors
-from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
+from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.mapping import KeyTable, Rule
-from ssmjax.checkpoints.torch_file import read_torch_file
 from ssmjax.models import registry
-from ssmjax.models.config import override
-from ssmjax.models.language_model import LanguageModel, LanguageModelConfig
+from ssmjax.models.language_model import LanguageModelConfig
 
-__all__ = ["config_from_reference", "convert", "load", "mixer_arguments", "mixer_table", "table", "to_reference"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["config_from_reference", "convert", "mixer_arguments", "mixer_table", "table", "to_reference"]
 
 _PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 _SAME = ("A_log", "D", "dt_bias", "B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")
@@ -233,33 +229,3 @@ def to_reference(arrays: Mapping[str, Any], config: LanguageModelConfig, **names
     if config.tie_embeddings:
         result["lm_head.weight"] = result[f"backbone.{names.get('embedding', 'embedding')}.weight"]
     return result
-
-
-def load(path: str | Path, *, allow_pickle: bool = False, **overrides: Any) -> LanguageModel:
-    """Loads a folder of the original implementation, such as a download of `state-spaces/mamba-130m`.
-
-    Args:
-        path: A folder with `config.json` and `pytorch_model.bin` or `model.safetensors`.
-        allow_pickle: Whether a `.bin` file may be read; see `read_torch_file`.
-        **overrides: Fields of `LanguageModelConfig` to change, such as `dtype="bfloat16"`.
-
-    Raises:
-        ValueError: A file is missing, cannot be read, or does not fit the configuration.
-        ImportError: A `.bin` file, and PyTorch is not installed.
-    """
-    folder = Path(path)
-    try:
-        description = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"from_torch.mamba.load: {folder}: no readable config.json ({error}).") from error
-    config = override(config_from_reference(description), overrides, "from_torch.mamba.load")
-    names = ("model.safetensors", "pytorch_model.bin")
-    file = next((folder / name for name in names if (folder / name).is_file()), None)
-    if file is None:
-        raise ValueError(f"from_torch.mamba.load: {folder} holds neither {' nor '.join(names)}.")
-    model = nnx.eval_shape(lambda: registry.build("language_model", config))
-    state = read_torch_file(file, allow_pickle=allow_pickle)
-    abstract = model_arrays(model)
-    set_model_arrays(model, table(config).to_ours(state, abstract, str(file), cast=True))
-    logger.info("Loaded %d arrays of the original layout from %s.", len(state), file)
-    return model

@@ -173,7 +173,8 @@ class CausalAttention(nnx.Module):
         r = self.rotary_dim
         if r == 0:
             return x
-        angles = positions[..., None, None] * self.rotary_base ** (-jnp.arange(0, r, 2, dtype=jnp.float32) / r)
+        rates = self.rotary_base ** (-jnp.arange(0, r, 2, dtype=jnp.float32) / r)
+        angles = positions[..., None, None] * rates[None, None, None]
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         first, second, rest = jnp.split(x.astype(jnp.float32), [r // 2, r], axis=-1)
         return jnp.concatenate([first * cos - second * sin, first * sin + second * cos, rest], axis=-1).astype(x.dtype)

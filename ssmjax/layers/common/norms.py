@@ -169,8 +169,8 @@ def make_norm(kind: str, d_model: int, **options) -> RMSNorm | LayerNorm | Batch
 
 
 def add_norm(
-    norm: RMSNorm | LayerNorm, hidden: Float[Array, "b l d"], residual: Float[Array, "b l d"]
-) -> tuple[Float[Array, "b l d"], Float[Array, "b l d"]]:
+    norm: RMSNorm | LayerNorm, hidden: Float[Array, "*b d"], residual: Float[Array, "*b d"]
+) -> tuple[Float[Array, "*b d"], Float[Array, "*b d"]]:
     """One step of a residual stream that is carried beside the hidden states: `r = residual + hidden; norm(r), r`.
 
     Args:

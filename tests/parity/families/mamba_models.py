@@ -1,5 +1,6 @@
 """Language models and mixers of Mamba's family: logits, hidden states, caches, greedy tokens, gradients."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
@@ -19,10 +20,10 @@ from tests.parity.harness import Dump, family
 Arrays = Mapping[str, np.ndarray]
 
 PREFILL = 8
-"""How many tokens the originals read at once before they go on token by token, where a dump has caches."""
+"""How many tokens the official implementation reads at once before it goes on token by token, in dumps with caches."""
 
 PROMPT, NEW = 7, 10
-"""The prompt of the greedy continuation, and the tokens that follow it."""
+"""The same in transformers, whose prompt this is also of the greedy continuation; and the tokens that follow it."""
 
 
 @family("mamba1_official", "mamba2_official")
@@ -57,7 +58,10 @@ def run_hf(dump: Dump) -> Arrays:
     spelled = {"embedding": "embeddings"}
     model = _loaded(config, mamba.convert(dump.section("param/"), config, **spelled))
     results = _training(model, tokens, functools.partial(mamba.to_reference, config=config, **spelled))
-    logits, (_, cache) = _stepped(model, tokens, PREFILL)
+    # Their single step of Mamba-2 forgets the limits of dt, so to compare with it ours is given none there.
+    options = {name: value for name, value in config.mixer_options if name != "dt_limit"}
+    unlimited = _loaded(dataclasses.replace(config, mixer_options=options), model_arrays(model))
+    logits, (_, cache) = _stepped(model, tokens, PROMPT, unlimited)
     results |= {"out/logits_cached": logits, "out/cache_conv0": cache[0], "out/cache_ssm0": cache[1]}
     results["out/greedy"] = np.concatenate(
         [tokens[:, :PROMPT], ssmjax.generate(model, tokens[:, :PROMPT], max_new_tokens=NEW)], axis=1
@@ -93,23 +97,24 @@ def _training(model, tokens, to_reference, targets=None) -> dict[str, np.ndarray
     return {name: np.asarray(x) for name, x in results.items()}
 
 
-def _stepped(model, tokens, first: int) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+def _stepped(model, tokens, first: int, stepper=None) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """The logits where the tokens after the `first` come one by one; and the first block's cache, then and at the end.
 
     The originals' window of the convolution has as many columns as taps, one more than ours, so the first of theirs is
     taken from our cache before the last token.
     """
     definition, state = nnx.split(model)
+    of_steps = definition if stepper is None else nnx.graphdef(stepper)
 
     @jax.jit
     def run(state):
-        model = nnx.merge(definition, state)
+        model, stepper = nnx.merge(definition, state), nnx.merge(of_steps, state)
         cache = model.init_cache(*tokens.shape)
         _, before = model.prefill(tokens[:, : first - 1], cache)
         _, cache = model.prefill(tokens[:, :first], cache)
 
         def step(cache, token):
-            logits, after = model.step(token, cache)
+            logits, after = stepper.step(token, cache)
             return after, (logits, jax.tree.map(lambda x: x[0], after["layers"]))
 
         _, (logits, caches) = jax.lax.scan(step, cache, tokens[:, first:].T)
