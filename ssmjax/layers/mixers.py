@@ -19,6 +19,8 @@ from ssmjax.layers.lti.s4nd import S4ND
 from ssmjax.layers.lti.s5 import S5
 from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.selective.mamba import Mamba
+from ssmjax.layers.selective.mamba2 import Mamba2
+from ssmjax.layers.selective.mamba3 import Mamba3
 
 __all__ = [
     "MixerEntry",
@@ -167,4 +169,6 @@ register_mixer(
 register_mixer("s5", S5)
 register_mixer("lru", LRU)
 register_mixer("mamba", Mamba)
+register_mixer("mamba2", Mamba2)
+register_mixer("mamba3", Mamba3)
 register_mixer("bimamba", BiMamba)

@@ -14,6 +14,7 @@ from ssmjax.layers.common.attention import CausalAttention
 from ssmjax.layers.common.norms import add_norm, make_norm
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.common.stack import apply_stack, make_stack
+from ssmjax.layers.lti.s4d import S4D
 from ssmjax.layers.selective.mamba import Mamba
 from ssmjax.layers.selective.mamba2 import Mamba2
 from ssmjax.layers.selective.mamba3 import Mamba3
@@ -24,7 +25,7 @@ from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
 
 __all__ = ["GatedMLP", "LanguageBlock", "LanguageModel", "LanguageModelConfig"]
 
-MIXERS = {"mamba": Mamba, "mamba2": Mamba2, "mamba3": Mamba3, "attention": CausalAttention}
+MIXERS = {"mamba": Mamba, "mamba2": Mamba2, "mamba3": Mamba3, "attention": CausalAttention, "s4d": S4D}
 
 _DRAW = initializers.normal(0.02)  # made once: older Flax keeps initializers in a module's static definition
 _WIDTH_MULTIPLE = 128
@@ -37,7 +38,7 @@ class LanguageModelConfig:
     """Everything that makes a language model; the original's names are in brackets.
 
     Attributes:
-        mixer: What mixes tokens: "mamba", "mamba2", "mamba3" or "attention" [`ssm_cfg.layer`].
+        mixer: What mixes tokens: "mamba", "mamba2" or "mamba3" [`ssm_cfg.layer`]; "attention" or "s4d" for baselines.
         mixer_options: Further arguments of the mixer, a dictionary [`ssm_cfg`].
         vocab_size: The number of tokens.
         vocab_multiple: The rows of the embedding are rounded up to a multiple of it [`pad_vocab_size_multiple`].
@@ -62,7 +63,7 @@ class LanguageModelConfig:
     ('layers', 'attention', 'layers', 'layers')
     """
 
-    mixer: Literal["mamba", "mamba2", "mamba3", "attention"] = "mamba"
+    mixer: Literal["mamba", "mamba2", "mamba3", "attention", "s4d"] = "mamba"
     mixer_options: Mapping | tuple = ()
     vocab_size: int = 50277
     vocab_multiple: int = 8
@@ -151,7 +152,8 @@ class LanguageBlock(nnx.Module):
         options = dict(config.attention_options if attention else config.mixer_options)
         scale, make = config.depth**-0.5, dict(eps=config.norm_eps, dtype=config.dtype)
         self.norm = make_norm(config.norm, config.d_model, **make)
-        self.mixer = build(config.d_model, **({"out_scale": scale} | options), dtype=config.dtype, rngs=rngs)
+        options = options if build is S4D else {"out_scale": scale} | options
+        self.mixer = build(config.d_model, **options, dtype=config.dtype, rngs=rngs)
         d, width = config.d_model, config.mlp_width
         self.norm2 = make_norm(config.norm, d, **make) if width else None
         self.mlp = GatedMLP(d, width, out_scale=scale, dtype=config.dtype, rngs=rngs) if width else None

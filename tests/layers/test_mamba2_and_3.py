@@ -89,7 +89,7 @@ def test_packed_sequences_do_not_see_each_other(name):
 
     def loss(parameters, u, ids):
         y = nnx.merge(definition, parameters)(u, segment_ids=ids)
-        return (y * jnp.sin(jnp.arange(D))).sum(), y
+        return (y * jnp.sin(jnp.arange(D))[None, None]).sum(), y
 
     run = quick.jit(jax.value_and_grad(loss, has_aux=True))
     (_, packed), gradient = run(parameters, u, ids)

@@ -34,6 +34,8 @@ MIXERS = {
     "s5": {},
     "lru": {},
     "mamba": {},
+    "mamba2": {"head_dim": 4},
+    "mamba3": {"head_dim": 4},
 }
 IDS = np.array([[4, 4, 4, 4, 4, 7, 7, 7, 1, 1, 1, 4], [0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]])
 u = jax.random.normal(jax.random.key(3), (2, 12, D))

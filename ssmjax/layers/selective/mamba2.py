@@ -9,12 +9,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, init, ops
+from ssmjax.layers.common.checks import check_segment_ids
+from ssmjax.layers.common.mixer import PackedState, enter_state, leave_state
 from ssmjax.layers.common.padding import compact
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.selective.gated_norm import GatedRMSNorm
 from ssmjax.layers.selective.parts import ShortConv, projection
 from ssmjax.ops.ssd.api import final_step_size
-from ssmjax.shapes import Array, Float, Mask, SegmentIds, Tokens
+from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
 
 __all__ = ["Mamba2", "Mamba2State"]
 
@@ -156,28 +158,31 @@ class Mamba2(nnx.Module):
         *,
         mask: Mask | None = None,
         segment_ids: SegmentIds | None = None,
-        state: Mamba2State | None = None,
+        state: Mamba2State | PackedState | None = None,
         return_state: bool = False,
-    ) -> Tokens | tuple[Tokens, Mamba2State]:
+    ) -> Tokens | tuple[Tokens, Mamba2State | PackedState]:
         """Mixes a sequence, or the next chunk of one.
 
         Args:
             u: (b l d), any `l >= 0`.
             mask: (b l), False at padding, which may be on the left, on the right or anywhere. Padding leaves the state
                 as it is, and its outputs are zero.
-            segment_ids: (b l), which of several packed sequences a token belongs to; a change resets the state.
+            segment_ids: (b l), which of several packed sequences a token belongs to; a change resets the state. The
+                state that is returned carries the last id, see `PackedState`.
             state: The state to continue from; None starts anew.
             return_state: Whether to return the state after the last (real) token too.
 
         Returns:
             (b l d) in the compute dtype, with the new state if `return_state`.
         """
+        check_segment_ids("Mamba2", segment_ids, u.shape[:2])
         padding = None
         if mask is not None:
             padding = compact(mask)
             u = padding.apply(u)
             segment_ids = padding.ids(segment_ids)
         state = self.init_state(u.shape[0]) if state is None else state
+        state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
         z0, x0, z, conv_in, dt = jnp.split(self.in_proj(u), self.size.cuts, axis=-1)
         xBC, window = self.conv1d(conv_in, state=state.conv, segment_ids=segment_ids, return_state=True)
         dt = final_step_size("Mamba2", dt, self.dt_bias[...], True, self.dt_limit, jnp.float32)
@@ -200,7 +205,7 @@ class Mamba2(nnx.Module):
         )
         y = self._output(y.reshape(z.shape), z, z0, x0)
         y = y if padding is None else padding.undo(y)
-        return (y, Mamba2State(window, ssm)) if return_state else y
+        return (y, leave_state(Mamba2State(window, ssm), segment)) if return_state else y
 
     def init_state(self, batch: int) -> Mamba2State:
         """The state before the first token: zeros.
@@ -212,12 +217,16 @@ class Mamba2(nnx.Module):
         ssm = jnp.zeros((batch, size.heads, size.ssm // size.heads, size.state), jnp.float32)
         return Mamba2State(jnp.zeros((batch, self.taps - 1, size.conv), self.dtype), ssm)
 
-    def step(self, u: Array, state: Mamba2State) -> tuple[Float[Array, "b d"], Mamba2State]:
+    def step(
+        self, u: Array, state: Mamba2State | PackedState, *, segment_ids: Int[Array, " b"] | None = None
+    ) -> tuple[Float[Array, "b d"], Mamba2State | PackedState]:
         """Mixes one token.
 
         Args:
             u: (b d), the token.
             state: The state before it, from `init_state`, from `step` or from a call with `return_state=True`.
+            segment_ids: (b), the packed sequence that the token belongs to; another one than that of the state starts
+                anew.
 
         Returns:
             (b d) and the state after it.
@@ -228,6 +237,8 @@ class Mamba2(nnx.Module):
         if u.ndim != 2:
             remedy = "Call the layer itself for a sequence."
             raise errors.bad_shape("Mamba2.step", "u", u, "(b, d), one token a row", remedy)
+        check_segment_ids("Mamba2.step", segment_ids, u.shape[:1])
+        state, segment = enter_state(state, None if segment_ids is None else segment_ids[:, None])
         z0, x0, z, conv_in, dt = jnp.split(self.in_proj(u), self.size.cuts, axis=-1)
         xBC, window = self.conv1d(conv_in[:, None], state=state.conv, return_state=True)
         x, B, C = (v[:, 0] for v in self._heads(xBC))
@@ -244,7 +255,7 @@ class Mamba2(nnx.Module):
             dt_softplus=True,
             dt_limit=self.dt_limit,
         )
-        return self._output(y.reshape(z.shape), z, z0, x0), Mamba2State(window, ssm)
+        return self._output(y.reshape(z.shape), z, z0, x0), leave_state(Mamba2State(window, ssm), segment)
 
     def _heads(self, xBC):
         """X (b l h p), B and C (b l g n)."""

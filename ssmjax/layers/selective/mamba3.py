@@ -9,13 +9,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, init, ops
+from ssmjax.layers.common.checks import check_segment_ids
+from ssmjax.layers.common.mixer import PackedState, enter_state, leave_state
 from ssmjax.layers.common.norms import RMSNorm
 from ssmjax.layers.common.padding import Compaction, compact
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.selective.gated_norm import gated_rms_norm
 from ssmjax.layers.selective.parts import projection
 from ssmjax.layers.selective.rotation import accumulate_angles, rotate
-from ssmjax.shapes import Array, Float, Mask, SegmentIds, Tokens
+from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
 
 __all__ = ["Mamba3", "Mamba3State"]
 
@@ -136,28 +138,31 @@ class Mamba3(nnx.Module):
         *,
         mask: Mask | None = None,
         segment_ids: SegmentIds | None = None,
-        state: Mamba3State | None = None,
+        state: Mamba3State | PackedState | None = None,
         return_state: bool = False,
-    ) -> Tokens | tuple[Tokens, Mamba3State]:
+    ) -> Tokens | tuple[Tokens, Mamba3State | PackedState]:
         """Mixes a sequence, or the next chunk of one.
 
         Args:
             u: (b l d), any `l >= 0`.
             mask: (b l), False at padding, which may be on the left, on the right or anywhere. Padding leaves the state
                 as it is, and its outputs are zero.
-            segment_ids: (b l), which of several packed sequences a token belongs to; a change resets the state.
+            segment_ids: (b l), which of several packed sequences a token belongs to; a change resets the state. The
+                state that is returned carries the last id, see `PackedState`.
             state: The state to continue from; None starts anew.
             return_state: Whether to return the state after the last (real) token too.
 
         Returns:
             (b l d) in the compute dtype, with the new state if `return_state`.
         """
+        check_segment_ids("Mamba3", segment_ids, u.shape[:2])
         padding = None
         if mask is not None:
             padding = compact(mask)
             u = padding.apply(u)
             segment_ids = padding.ids(segment_ids)
         state = self.init_state(u.shape[0]) if state is None else state
+        state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
         cuts = [sum(self.widths[:i]) for i in range(1, len(self.widths))]
         z, x, B, C, dt, a, blend, angle = jnp.split(self.in_proj(u), cuts, axis=-1)
         dt = jax.nn.softplus(dt.astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32)[None, None])
@@ -187,7 +192,7 @@ class Mamba3(nnx.Module):
         if not return_state:
             return y
         last = [_last(v, old, padding) for v, old in ((theta, state.angle), (B, state.B), (x[:, :, 0], state.x))]
-        return y, Mamba3State(last[0], after.ssm, last[1], last[2])
+        return y, leave_state(Mamba3State(last[0], after.ssm, last[1], last[2]), segment)
 
     def init_state(self, batch: int) -> Mamba3State:
         """The state before the first token: zeros.
@@ -199,12 +204,16 @@ class Mamba3(nnx.Module):
         shapes = (batch, h, self.turned), (batch, h, p, n), (batch, self.rank, h, n)
         return Mamba3State(*(jnp.zeros(shape, jnp.float32) for shape in shapes), jnp.zeros((batch, h, p), self.dtype))
 
-    def step(self, u: Array, state: Mamba3State) -> tuple[Float[Array, "b d"], Mamba3State]:
+    def step(
+        self, u: Array, state: Mamba3State | PackedState, *, segment_ids: Int[Array, " b"] | None = None
+    ) -> tuple[Float[Array, "b d"], Mamba3State | PackedState]:
         """Mixes one token.
 
         Args:
             u: (b d), the token.
             state: The state before it, from `init_state`, from `step` or from a call with `return_state=True`.
+            segment_ids: (b), the packed sequence that the token belongs to; another one than that of the state starts
+                anew.
 
         Returns:
             (b d) and the state after it.
@@ -215,7 +224,9 @@ class Mamba3(nnx.Module):
         if u.ndim != 2:
             remedy = "Call the layer itself for a sequence."
             raise errors.bad_shape("Mamba3.step", "u", u, "(b, d), one token a row", remedy)
-        y, state = self(u[:, None], state=state, return_state=True)
+        check_segment_ids("Mamba3.step", segment_ids, u.shape[:1])
+        ids = None if segment_ids is None else segment_ids[:, None]
+        y, state = self(u[:, None], segment_ids=ids, state=state, return_state=True)
         return y[:, 0], state
 
     def _vectors(self, M, norm, bias, theta):
