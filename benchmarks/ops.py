@@ -21,7 +21,7 @@ from benchmarks import peers
 from benchmarks.cases import CASES as OP_CASES
 from benchmarks.cases import Case
 from benchmarks.layer_cases import LAYER_CASES
-from benchmarks.timing import bandwidth, compile_all, time_in_turns
+from benchmarks.timing import back_to_back, bandwidth, compile_all, in_loop, runs_a_sample, time_in_turns
 from ssmjax import errors
 
 __all__ = ["Config", "main", "stamp"]
@@ -123,7 +123,8 @@ def _time(
     functions = {**case.opponents, **case.ours}
     records = []
     for which in ("forward", "forward+backward"):
-        compiled = compile_all({name: _passes(case, f)[which] for name, f in functions.items()}, args)
+        passes = {name: _passes(case, f)[which] for name, f in functions.items()}
+        compiled = compile_all(passes, args)
         wanted = jax.jit(_passes(case, case.reference)[which])(*args)
         found = {name: _error(c.call(*args), wanted) for name, c in compiled.items()}
         for name, error in found.items():
@@ -134,7 +135,12 @@ def _time(
         calls = {name: c.call for name, c in compiled.items()}
         if peer:
             calls[peer.name] = lambda *_, run=peer.passes[which]: run()
-        for name, times in time_in_turns(calls, args, config.rounds).items():
+        runs = {name: runs_a_sample(call, args) for name, call in calls.items()}
+        for name, count in runs.items():
+            if count > 1:
+                loops = name in passes
+                calls[name] = in_loop(passes[name], args, count) if loops else back_to_back(calls[name], count)
+        for name, times in time_in_turns(calls, args, config.rounds, runs).items():
             records.append(
                 {
                     "op": op,
@@ -145,6 +151,7 @@ def _time(
                     "ms": round(times.median, 4),
                     "spread": round(times.spread, 3),
                     "ms_least": round(times.least, 4),
+                    "runs": runs[name],
                     "floor_ms": round(1e3 * case.cost.bytes / bytes_per_second, 4) if which == "forward" else None,
                     "error": found.get(name),
                     "temp_mb": round(compiled[name].temp_bytes / 1e6, 3) if name in compiled else None,

@@ -1,0 +1,167 @@
+"""Times whole models: `python -m benchmarks.models --model vim_tiny --task train`.
+
+A task is inference (one forward pass of a batch) or training (forward, backward and AdamW, one step of `fit`). Records
+go to `benchmarks/results/<device>.json` beside those of the ops, and name the batch, the size of an input, the time of
+a step, examples per second, the device's peak memory, and, as a floor, the time that the step's products take at
+`--peak-tflops`.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from flax import nnx
+
+import ssmjax
+from benchmarks.ops import stamp
+from benchmarks.timing import back_to_back, runs_a_sample, time_in_turns
+from ssmjax.models import registry
+from ssmjax.models.flops import count_flops
+from ssmjax.training.losses import softmax_cross_entropy
+from ssmjax.training.optim import adamw
+from ssmjax.training.state import commit, split_model
+from ssmjax.training.step import init_state, make_step
+
+__all__ = ["Config", "main"]
+
+Task = Literal["infer", "train"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run.
+
+    Attributes:
+        model: Registered classifiers.
+        task: infer, train, or both.
+        batch: Examples a step.
+        img_size: The side of the images; None is the model's own.
+        depth: The number of layers; None is the model's own.
+        dtype: float32, bfloat16 or float16.
+        rounds: Samples.
+        peak_tflops: Of the device in this dtype, for the floor; None leaves it out.
+        out: Results file; `benchmarks/results/<device>.json` by default.
+    """
+
+    model: tuple[str, ...] = ("vim_tiny",)
+    task: tuple[Task, ...] = ("infer", "train")
+    batch: int = 64
+    img_size: int | None = None
+    depth: int | None = None
+    dtype: str = "bfloat16"
+    rounds: int = 10
+    peak_tflops: float | None = None
+    out: pathlib.Path | None = None
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    """Runs the benchmark, writes its records and prints them; returns the records."""
+    records = [_record(name, task, config) for name in config.model for task in config.task]
+    for r in records:
+        floor = "" if r["floor_ms"] is None else f", floor {r['floor_ms']:.2f} ms"
+        memory = "" if r["peak_gb"] is None else f", {r['peak_gb']:.2f} GB"
+        print(
+            f"{r['model']:20s} {r['task']:6s} batch {r['batch']} of {r['size']}, {r['dtype']}: {r['ms']:.2f} ms "
+            f"+-{r['spread']:.0%}, {r['per_second']:,.0f} a second{memory}{floor}"
+        )
+    source = stamp()
+    out = config.out or pathlib.Path(__file__).parent / "results" / f"{source['device']}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(_merged(out, [record | source for record in records]), indent=1) + "\n")
+    print(f"Wrote {len(records)} records to {out}")
+    return records
+
+
+def _record(name: str, task: Task, config: Config) -> dict[str, Any]:
+    changes = {"img_size": config.img_size, "depth": config.depth}
+    changes = {field: value for field, value in changes.items() if value is not None}
+    model = ssmjax.create_model(name, dtype=config.dtype, **changes)
+    family = registry.get_family(registry.family_of(model.config))
+    shape, dtype = family.input_shape(model.config, config.batch), family.input_dtype(model.config)
+    batch = _batch(shape, dtype, model.config)
+    run = (_inference if task == "infer" else _training)(model, batch)
+    runs = runs_a_sample(run, ())
+    times = time_in_turns({"model": back_to_back(run, runs)}, (), config.rounds, {"model": runs})["model"]
+    return {
+        "model": name,
+        "task": task,
+        "batch": config.batch,
+        "size": "x".join(map(str, shape[1:])),
+        "dtype": config.dtype,
+        "ms": round(times.median, 4),
+        "spread": round(times.spread, 3),
+        "per_second": round(1e3 * config.batch / times.median, 2),
+        "peak_gb": _peak_gb(),
+        "peer_ms": None,
+        "floor_ms": _floor_ms(model, shape, task, config.peak_tflops),
+        "parameters": sum(x.size for x in jax.tree.leaves(split_model(model)[1])),
+        "runs": runs,
+    }
+
+
+def _batch(shape: tuple[int, ...], dtype: Any, config: Any) -> dict[str, jax.Array]:
+    inputs, labels = jax.random.split(jax.random.key(0))
+    if jnp.issubdtype(dtype, jnp.integer):
+        x = jax.random.randint(inputs, shape, 0, config.vocab_size, dtype)
+    else:
+        x = jax.random.normal(inputs, shape, dtype)
+    return {"inputs": x, "label": jax.random.randint(labels, shape[:1], 0, config.num_classes)}
+
+
+def _inference(model: Any, batch: dict[str, jax.Array]) -> Any:
+    layout, params, rest, _ = split_model(model)
+    call = jax.jit(lambda params, rest, x: layout.merge(params, rest)(x)).lower(params, rest, batch["inputs"]).compile()
+    return lambda: call(params, rest, batch["inputs"])
+
+
+def _training(model: Any, batch: dict[str, jax.Array]) -> Any:
+    def loss(model, batch, key):
+        logits = model(batch["inputs"], train=True, key=key)
+        return softmax_cross_entropy(logits, batch["label"]).mean(), {}
+
+    layout, params, rest, _ = split_model(model)
+    optimizer = adamw(1e-3, steps=1000)
+    state = commit(init_state(params, rest, optimizer, seed=0, ema=False, layout=layout))
+    step = jax.jit(make_step(layout, loss, optimizer), donate_argnums=0).lower(state, batch).compile()
+    kept = [state]
+
+    def run():
+        kept[0], metrics = step(kept[0], batch)
+        return metrics["loss"]
+
+    return run
+
+
+def _peak_gb() -> float | None:
+    """The largest memory that the device has held, since the process began."""
+    found = jax.devices()[0].memory_stats() or {}
+    return round(found["peak_bytes_in_use"] / 1e9, 3) if "peak_bytes_in_use" in found else None
+
+
+def _floor_ms(model: Any, shape: tuple[int, ...], task: Task, peak_tflops: float | None) -> float | None:
+    """The time of the products at the device's peak; a training step has three times those of a forward pass."""
+    if peak_tflops is None:
+        return None
+    definition, state = nnx.split(model)
+    dtype = registry.get_family(registry.family_of(model.config)).input_dtype(model.config)
+    flops = count_flops(lambda s, x: nnx.merge(definition, s)(x), state, jax.ShapeDtypeStruct(shape, dtype))
+    return round((3 if task == "train" else 1) * flops / (1e9 * peak_tflops), 4)
+
+
+def _merged(out: pathlib.Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records in the file, those measured again replaced."""
+
+    def key(record: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(record.get(field) for field in ("model", "task", "batch", "size", "dtype"))
+
+    old = json.loads(out.read_text()) if out.exists() else []
+    new = {key(record) for record in records}
+    return [record for record in old if "model" not in record or key(record) not in new] + records
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
