@@ -1,7 +1,5 @@
 """Permutations whose gradient is a gather, too: JAX's own is a scatter-add, which is slow on accelerators."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -10,14 +8,16 @@ from ssmjax.shapes import Array, Int
 __all__ = ["permute"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def permute(x: Array, order: Int[Array, "..."], inverse: Int[Array, "..."], axis: int) -> jax.Array:
     """`jnp.take_along_axis(x, order, axis)`, where `order` has a permutation along the axis.
 
+    To jax it is the solution y of `y[inverse] = x`, whose derivative and transpose are solutions, too: gathers. So it
+    has derivatives of either mode and of any order.
+
     Args:
         x: Of any shape.
-        order: The index that each place takes its number from, with the rank of `x`; its other axes are of size 1 or as
-            those of `x`.
+        order: The index that each place takes its number from: of rank 1 if it is the same for all, or with the rank of
+            `x` and other axes of size 1 or as those of `x`.
         inverse: The inverse permutation, likewise.
         axis: Along which.
 
@@ -25,16 +25,14 @@ def permute(x: Array, order: Int[Array, "..."], inverse: Int[Array, "..."], axis
     >>> permute(jnp.array([5, 6, 7]), jnp.array([2, 0, 1]), jnp.array([1, 2, 0]), 0).tolist()
     [7, 5, 6]
     """
-    return jnp.take_along_axis(x, order, axis=axis, mode="promise_in_bounds")
 
+    def by(x, order):
+        if order.ndim == 1:
+            return x.at[(*[slice(None)] * axis, order)].get(unique_indices=True, mode="promise_in_bounds")
+        return jnp.take_along_axis(x, order, axis=axis, mode="promise_in_bounds")
 
-def _forward(x, order, inverse, axis):
-    return permute(x, order, inverse, axis), (order, inverse)
-
-
-def _backward(axis, permutation, g):
-    order, inverse = permutation
-    return permute(g, inverse, order, axis), None, None
-
-
-permute.defvjp(_forward, _backward)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return by(jnp.asarray(x), order)
+    return jax.lax.custom_linear_solve(
+        lambda y: by(y, inverse), x, lambda _, x: by(x, order), lambda _, x: by(x, inverse)
+    )

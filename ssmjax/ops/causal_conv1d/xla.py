@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ssmjax import _compat
 from ssmjax.ops import _half
+from ssmjax.ops._derivatives import reverse_only
 
 __all__ = ["causal_conv1d_xla", "run_of"]
 
@@ -28,7 +29,8 @@ def causal_conv1d_xla(x, weight, bias, activation, state, segment_ids, reverse):
     if segment_ids is not None:
         run = jnp.pad(run_of(segment_ids), ((0, 0), (0, k - 1) if reverse else (k - 1, 0)), mode="edge")
     window = jnp.concatenate(pieces, axis=1)
-    y = _correlate(activation, 0 if reverse else k - 1, *_compat.vary_alike((window, weight, bias, run)))
+    correlate = functools.partial(_correlate, activation, 0 if reverse else k - 1)
+    y = reverse_only("causal_conv1d", correlate, *_compat.vary_alike((window, weight, bias, run)))
     return y.astype(x.dtype)
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import _compat
+from ssmjax.ops._derivatives import reverse_only
 
 __all__ = ["fast_size", "fft_conv_xla"]
 
@@ -22,7 +23,7 @@ __all__ = ["fast_size", "fft_conv_xla"]
 def fft_conv_xla(x: jax.Array, kernel: jax.Array, origin: tuple[int, ...]) -> jax.Array:
     """(b c *s d) from `x` (b *s d) and `kernel` (c *k d); as `reference.fft_conv_reference`."""
     # A VJP of one's own gives back the types that it was given, so what is replicated is made varying outside of it.
-    return _convolve(*_compat.vary_alike((x, kernel)), origin)
+    return reverse_only("fft_conv", _convolve, *_compat.vary_alike((x, kernel)), origin)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

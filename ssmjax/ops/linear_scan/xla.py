@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import _compat
+from ssmjax.ops._derivatives import reverse_only
 
 __all__ = ["associative_scan", "linear_scan_xla", "shifted", "with_carry"]
 
@@ -26,7 +27,8 @@ def linear_scan_xla(a, x, h0, reverse):
     if a.ndim < x.ndim:
         a = a[None, None]
     time_major = (jnp.moveaxis(v, 1, 0).astype(number) for v in (a, x))
-    h, state = _scan(reverse, *_compat.vary_alike((*time_major, h0.astype(number))))
+    inputs = _compat.vary_alike((*time_major, h0.astype(number)))
+    h, state = reverse_only("linear_scan", functools.partial(_scan, reverse), *inputs)
     return jnp.moveaxis(h, 0, 1), state
 
 

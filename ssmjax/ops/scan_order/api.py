@@ -13,6 +13,7 @@ import numpy as np
 
 from ssmjax import errors
 from ssmjax.ops import _checks, backend
+from ssmjax.ops._permute import permute
 from ssmjax.shapes import Array, Inexact
 
 __all__ = ["Order", "apply_order", "column_major", "from_permutation", "reverse", "row_major", "undo_order"]
@@ -102,7 +103,7 @@ def apply_order(x: Inexact[Array, "b l *d"], order: Order) -> Inexact[jax.Array,
     [[0.0, 2.0, 1.0, 3.0]]
     """
     _check("apply_order", x, order)
-    return _permute(jnp.asarray(x), order.forward, order.inverse)
+    return permute(jnp.asarray(x), order.forward, order.inverse, 1)
 
 
 def undo_order(x: Inexact[Array, "b l *d"], order: Order) -> Inexact[jax.Array, "b l *d"]:
@@ -114,25 +115,7 @@ def undo_order(x: Inexact[Array, "b l *d"], order: Order) -> Inexact[jax.Array, 
     [[0.0, 1.0, 2.0, 3.0]]
     """
     _check("undo_order", x, order)
-    return _permute(jnp.asarray(x), order.inverse, order.forward)
-
-
-@jax.custom_vjp
-def _permute(x, index, inverse):
-    del inverse
-    return x.at[:, index].get(unique_indices=True, mode="promise_in_bounds")
-
-
-def _permute_fwd(x, index, inverse):
-    return _permute(x, index, inverse), (index, inverse)
-
-
-def _permute_bwd(saved, dy):
-    index, inverse = saved
-    return _permute(dy, inverse, index), None, None
-
-
-_permute.defvjp(_permute_fwd, _permute_bwd)
+    return permute(jnp.asarray(x), order.inverse, order.forward, 1)
 
 
 def _grid(where, y, x):

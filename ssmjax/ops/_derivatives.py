@@ -1,0 +1,69 @@
+"""Forward-mode derivatives of ops whose backward pass is their own: jax has none, and here the error says what does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+__all__ = ["reverse_only"]
+
+
+def reverse_only(op: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function with a `jax.custom_vjp`, whose forward-mode derivative raises an error that names the remedy.
+
+    Reverse mode transposes the derivative of the arguments that are passed on here and never evaluates it. Forward mode
+    evaluates it before it meets jax's own error, which names no op; under `jax.jit` when the program is compiled.
+
+    Args:
+        op: The public op, for the message.
+        function: What to call.
+        *args: Its arguments: trees of arrays, and others.
+
+    Raises:
+        TypeError: In `jax.jvp`, `jax.jacfwd`, `jax.hessian` and `jax.linearize`.
+
+    >>> float(jax.grad(lambda x: reverse_only("example", lambda x: 3 * x, x))(1.0))
+    3.0
+    """
+    traced = jax.core.Tracer  # a derivative comes with a tracer
+    args = jax.tree.map(lambda x: _watched(x, op) if isinstance(x, traced) and _has_derivative(x) else x, args)
+    try:
+        return function(*args)
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        _refuse(op=op)
+
+
+def _has_derivative(x) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _watched_fun(x, op):
+    return x
+
+
+_watched = jax.custom_jvp(_watched_fun, nondiff_argnums=(1,))
+
+
+@_watched.defjvp
+def _watched_jvp(op, primals, tangents):
+    return _watched(*primals, op), _evaluated.bind(*tangents, op=op)
+
+
+def _refuse(*_, op):
+    raise TypeError(
+        f"{op}: forward-mode derivatives (jax.jvp, jax.jacfwd, jax.hessian) need implementation='reference': pass it, "
+        f'or trace the call inside `with ssmjax.use_implementation("reference"):`. Reverse mode (jax.grad) is as it is.'
+    )
+
+
+_evaluated = Primitive("ssmjax_reverse_only")
+_evaluated.def_impl(_refuse)
+_evaluated.def_abstract_eval(lambda tangent, *, op: tangent)
+ad.deflinear2(_evaluated, lambda cotangent, _, *, op: [cotangent])
+batching.defvectorized(_evaluated)
+mlir.register_lowering(_evaluated, lambda ctx, tangent, *, op: _refuse(op=op))
