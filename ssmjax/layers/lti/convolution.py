@@ -125,7 +125,9 @@ class ConvolutionLayer(nnx.Module):
             state: (b d n), the state to continue from; None starts anew.
             return_state: Whether to return the state after the last (real) token too.
             rate: A factor on the step sizes: 2 for an input sampled at half the rate.
-            mode: "conv", which "auto" is without `segment_ids`, or "scan": one step after the other.
+            mode: "conv", which "auto" is without `segment_ids`, or "scan": one step after the other. The convolution is
+                a Fourier transform, which is causal up to rounding: a large later input shows in earlier outputs as
+                noise, with a NaN all of them are NaN; see `ssmjax.ops.fft_conv`. The scan is exactly causal.
 
         Returns:
             (b l c*d) in the compute dtype, channels outermost, with the new state if `return_state`.

@@ -32,6 +32,12 @@ def fft_conv(
     https://arxiv.org/abs/2111.00396). With `origin = 0` it is causal; `two_sided_kernel` makes kernels that read the
     future, too, with their origin. The kernel may be shorter or longer than the sequence.
 
+    A transform mixes all inputs before it separates them again, so that its causality is exact only up to rounding: an
+    output may differ from the sum above by about `eps log2(n) |x|_2 |kernel|_1`, `n` the size of the transform and
+    `eps` 1.2e-7 (2.2e-16 in float64), where `x` is the whole sequence. A large later input shows in earlier outputs as
+    noise of that size, and a NaN or an infinity makes all outputs of its feature NaN. `implementation="reference"` is
+    exactly causal: one tap after the other.
+
     Computed in float32 whatever the dtype of `x` (float64 if it is float64): transforms have no half precision. The
     backward pass keeps `x` and `kernel` alone. Reverse mode only; `implementation="reference"` has forward mode, too.
 
@@ -76,7 +82,7 @@ def fft_conv_nd(
         y_t = sum_j kernel_j x_(t - j + origin) + D x_t    with multi-indices t and j,
 
     the convolution of S4ND (section 3, https://arxiv.org/abs/2210.06583), whose kernels `separable_kernel` puts
-    together. Numbers, derivatives and memory as in `fft_conv`.
+    together. Numbers, causality, derivatives and memory as in `fft_conv`.
 
     Args:
         x: Input, (b *s d), any float dtype.

@@ -33,6 +33,9 @@ def separable_conv(
     `separable_kernel`, but one axis is handled after the other and the kernel over all axes never exists: in matrix
     products along axes of up to a few hundred, the lengths of images, by transforms along longer ones.
 
+    Where it transforms, it is causal up to rounding, as `fft_conv` is; `implementation="reference"` exactly so, and a
+    matrix product passes on a NaN, too.
+
     Computed in float32 whatever the dtype of `x` (float64 if it is float64), deterministic. Reverse mode only where it
     transforms; `implementation="reference"` has forward mode, too.
 
