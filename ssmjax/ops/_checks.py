@@ -1,27 +1,44 @@
 """Argument checks that the ops share; each failure is one `ValueError` in the voice of `ssmjax.errors`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ssmjax import errors
+from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.shapes import Array
 
 __all__ = [
+    "RULES",
     "STATIC",
+    "TRANSITIONS",
+    "Rule",
     "as_counts",
+    "as_diagonal",
     "as_float_arrays",
     "as_length",
+    "as_number",
     "as_origin",
     "as_tap",
     "known_values",
     "require_arrays",
     "require_dtype",
+    "require_rule",
     "require_shape",
+    "require_step",
+    "require_steps",
 ]
+
+Rule = Literal["zoh", "bilinear", "euler", "impulse", "dirac", "async"]
+"""The names that a `rule=` argument takes; see `ssmjax.ops.discretize`."""
+
+RULES: tuple[str, ...] = get_args(Rule)
+
+TRANSITIONS = tuple(rule for rule in RULES if rule != "async")
+"""The rules that need one step size, whose `A_bar` a power or a kernel is made of."""
 
 STATIC = "It decides what is compiled: a Python int, static under jax.jit."
 """The remedy for a length or an index that is none."""
@@ -137,3 +154,62 @@ def known_values(values: Any) -> np.ndarray | None:
     if isinstance(values, jax.core.Tracer) or (isinstance(values, jax.Array) and not values.is_fully_addressable):
         return None
     return np.asarray(values)
+
+
+def require_rule(where: str, rule: str, allowed: tuple[str, ...] = RULES) -> None:
+    """Raises `ValueError` unless `rule` is one of the allowed names."""
+    if rule not in allowed:
+        raise ValueError(f"{where}: {errors.unknown_name('rule', rule, allowed)}")
+
+
+def require_steps(where: str, dt: Any, forms: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `ValueError` unless `dt` is an array of step sizes in one of some shapes, by their letters."""
+    if getattr(dt, "shape", None) not in forms.values():
+        wanted = " or ".join(f"{letters} = {sizes}" for letters, sizes in forms.items())
+        remedy = f"One step size for all is jnp.full({next(iter(forms.values()))}, dt)."
+        raise errors.bad_shape(where, "dt", dt, wanted, remedy)
+    require_dtype(where, {"dt": dt}, jnp.floating, "a real floating")
+    require_step(where, "dt", dt)
+
+
+def require_step(where: str, name: str, dt: Array | None) -> None:
+    """Raises `ValueError` if a step is negative, as far as its value is known: not while a function is traced."""
+    values = None if dt is None or not dt.size else known_values(dt)
+    if values is None:
+        return
+    least = values.min()  # not in JAX, which would trace it into a function that is being compiled
+    if not least >= 0:  # NaN, too
+        remedy = "A step size is kept positive by its parametrization, such as exp(log_dt) or softplus."
+        raise errors.bad_argument(where, name, float(least), "positive", remedy)
+
+
+def as_diagonal(where: str, arrays: Mapping[str, Any], A: Any, dt: Any, rule: str) -> tuple[jax.Array, ...]:
+    """The step sizes (h n), the arrays (*b h n) and the diagonal A (h n) of a kernel, all of one precision.
+
+    Args:
+        where: The public function.
+        arrays: The weights by argument name.
+        A: The diagonal.
+        dt: The step sizes, (h) or (h n), or None for ones.
+        rule: One of `TRANSITIONS`.
+    """
+    require_rule(where, rule, TRANSITIONS)
+    require_arrays(where, **arrays, A=A)
+    require_dtype(where, {**arrays, "A": A}, jnp.inexact, "a floating or complex")
+    if A.ndim != 2:
+        raise errors.bad_shape(where, "A", A, "of rank 2, (h n)", "Repeat a shared A: jnp.broadcast_to(A, (h, n)).")
+    for name, v in arrays.items():
+        if v.shape[-2:] != A.shape:
+            raise errors.bad_shape(where, name, v, f"(*b h n) with the (h n) of A, {tuple(A.shape)}")
+    if dt is not None:
+        require_steps(where, dt, {"(h)": A.shape[:1], "(h n)": A.shape})
+    number = real_type(*arrays.values(), A, *(() if dt is None else (dt,)))
+    dt = jnp.ones(A.shape, number) if dt is None else jnp.asarray(dt, number)
+    dt = jnp.broadcast_to(dt[:, None] if dt.ndim == 1 else dt, A.shape)
+    return dt, *(as_number(v, number) for v in (*arrays.values(), A))
+
+
+def as_number(v: Any, real: np.dtype) -> jax.Array:
+    """An array in a precision: of this real dtype, or of the complex one that belongs to it."""
+    complex_type = np.complex128 if real == np.float64 else np.complex64
+    return jnp.asarray(v, complex_type if jnp.iscomplexobj(v) else real)

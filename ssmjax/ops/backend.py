@@ -24,6 +24,7 @@ __all__ = [
     "Implementation",
     "Op",
     "Support",
+    "choose",
     "decisions",
     "dispatch",
     "lacks_capability",
@@ -199,6 +200,18 @@ def lacks_capability(wanted: str) -> Support:
     if str(found).split(".")[0] != wanted.split(".", maxsplit=1)[0]:
         return f"needs a GPU of compute capability {wanted}, {device.device_kind} has {found}"
     return None
+
+
+def choose(op: str, implementation: str, *arrays: Any) -> str:
+    """`resolve` for an op with "xla", which takes no empty array, and "reference".
+
+    Args:
+        op: The op's name.
+        implementation: What the caller passed.
+        *arrays: Those that must not be empty.
+    """
+    empty = "an axis has size 0" if any(0 in v.shape for v in arrays) else None
+    return resolve(op, implementation, {"xla": empty, "reference": None})
 
 
 def decisions() -> tuple[Decision, ...]:

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from ssmjax.layers import LRU, S5
-from ssmjax.ops.kernels_s4.discretize import RULES
+from ssmjax.ops._checks import RULES
 from tests.layers import quick, recurrence_oracle
 
 pytestmark = pytest.mark.slow  # minutes to compile; the default tests have the dumps and the registries

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from ssmjax.layers import S4
-from ssmjax.layers.lti.convolution import scan
 from ssmjax.layers.lti.s4 import DPLRKernel
 from ssmjax.layers.lti.state_space import as_complex
+from ssmjax.ops.recurrences.scan import scan
 from tests.layers import convolution_oracle as oracle
 from tests.layers import quick
 

@@ -8,7 +8,7 @@ import pytest
 import ssmjax
 from ssmjax import ops
 from ssmjax.layers import S4D, S5
-from ssmjax.ops._permute import permute
+from ssmjax.ops._numerics.permute import permute
 
 x, taps = jnp.linspace(-1.0, 1.0, 24).reshape(2, 6, 2), jnp.linspace(0.5, 1.0, 6).reshape(3, 2)
 OPS = {

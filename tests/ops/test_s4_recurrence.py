@@ -7,7 +7,7 @@ import pytest
 
 from ssmjax import ops
 from ssmjax.init import hippo
-from ssmjax.ops.kernels_s4 import dense
+from ssmjax.ops.recurrences import dense
 from tests.layers import quick
 
 

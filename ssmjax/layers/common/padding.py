@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ssmjax import errors
-from ssmjax.ops._permute import permute
+from ssmjax.ops._numerics.permute import permute
 from ssmjax.shapes import Array, Expanded, Float, Int, Mask, SegmentIds
 
 __all__ = ["Compaction", "as_mask", "compact"]

@@ -11,14 +11,14 @@ A layer owns a kernel module, with
                                                         kernel(length, rate, over) has a kernel for each row, (b c l h)
 """
 
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax import _compat, errors, ops
+from ssmjax import errors, ops
 from ssmjax.layers.common.checks import (
     as_float_dtype,
     as_sizes,
@@ -34,38 +34,13 @@ from ssmjax.layers.common.mixer import PackedState, bare_state, begins_segment, 
 from ssmjax.layers.common.padding import compact
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.recurrence import Bidirectional
+from ssmjax.ops.recurrences.scan import Recurrence, scan
 from ssmjax.shapes import Array, Expanded, Float, Inexact, Int, Mask, SegmentIds, Tokens
 
-__all__ = ["Bidirectional", "ConvolutionLayer", "Mode", "Recurrence", "longest", "scan"]
+__all__ = ["Bidirectional", "ConvolutionLayer", "Mode", "longest"]
 
 Mode = Literal["auto", "conv", "scan"]
 """How a sequence is run: "auto" is the convolution, and the scan for packed sequences."""
-
-CHUNK = 128
-"""Steps between the states that the backward pass of a scan keeps; the others are computed again."""
-
-
-@runtime_checkable
-class Recurrence(Protocol):
-    """A discretized state space for every feature, a tree of arrays."""
-
-    C: Inexact[jax.Array, "c h n"]
-
-    @property
-    def modes(self) -> int:
-        """The size of a state."""
-        ...
-
-    def advance(self, u: Any, real: Any, begins: Any, state: Any) -> tuple[Any, Any]:
-        """Outputs (b c l h) of some steps `u` (b l h), and the state after them; only those that are `real` count.
-
-        A step that `begins` a sequence starts from a state of zeros.
-        """
-        ...
-
-    def _replace(self, **changes: Any) -> "Recurrence":
-        """As of a named tuple."""
-        ...
 
 
 class ConvolutionLayer(nnx.Module):
@@ -336,48 +311,3 @@ def longest(where: str, l_max: int, rate: float | Array) -> int:
         remedy = f"A length, {l_max} / rate, depends on it: close over the number, or make the argument static."
         raise errors.bad_argument(where, "rate", rate, "a Python number", remedy)
     return max(1, round(l_max / float(rate)))
-
-
-def scan(
-    recurrence: Recurrence,
-    u: Tokens,
-    real: Mask | None,
-    state: Inexact[Array, "b d n"],
-    begins: Mask | None = None,
-) -> tuple[Float[jax.Array, "b c l d"], Inexact[jax.Array, "b d n"]]:
-    """Runs a recurrence over a sequence, chunk by chunk; of the states, the backward pass keeps one a chunk.
-
-    Args:
-        recurrence: See `Recurrence`.
-        u: (b l d).
-        real: (b l), False where the state stays as it is; None: nowhere.
-        state: (b d n), before the first token.
-        begins: (b l), True where a packed sequence begins, from a state of zeros; None: nowhere.
-
-    Returns:
-        The outputs, (b c l d), and the state after the last token.
-
-    >>> from ssmjax.layers import S4D
-    >>> layer = S4D(8, d_state=4, rngs=nnx.Rngs(0))
-    >>> y, state = scan(layer.recurrence(), jnp.ones((2, 5, 8)), None, layer.init_state(2))
-    >>> y.shape
-    (2, 1, 5, 8)
-    """
-    b, length, d = u.shape
-    real = jnp.ones((b, length), bool) if real is None else real
-    begins = jnp.zeros((b, length), bool) if begins is None else begins
-    recurrence, u, real, begins, state = _compat.vary_alike((recurrence, u, real, begins, state))
-    size = min(CHUNK, length)
-    chunks = -(-length // size)
-    pads = ((0, 0), (0, chunks * size - length))
-    u = jnp.pad(u, (*pads, (0, 0))).reshape(b, chunks, size, d).swapaxes(0, 1)
-    real, begins = (jnp.pad(v, pads).reshape(b, chunks, size).swapaxes(0, 1) for v in (real, begins))
-
-    @jax.checkpoint
-    def advance(recurrence, state, inputs):
-        y, state = recurrence.advance(*inputs, state)
-        return state, y
-
-    state, y = jax.lax.scan(lambda state, inputs: advance(recurrence, state, inputs), state, (u, real, begins))
-    y = jnp.moveaxis(y, 0, 2)  # (b c chunks size d)
-    return y.reshape(*y.shape[:2], -1, d)[:, :, :length], state

@@ -15,7 +15,11 @@ from ssmjax.init.step_size import log_step_size
 from ssmjax.layers.common.checks import as_sizes, check_rate, check_step_range, refuse_over
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.convolution import Bidirectional, ConvolutionLayer, longest
-from ssmjax.layers.lti.diagonal_steps import (
+from ssmjax.layers.lti.s4d import DIAGONAL_RULES
+from ssmjax.layers.lti.state_space import as_complex, as_real, positive
+from ssmjax.ops._numerics.pairs import as_pair, reciprocal
+from ssmjax.ops._numerics.transition import power_sum
+from ssmjax.ops.recurrences.diagonal import (
     EPSILON,
     DiagonalRecurrence,
     carried,
@@ -24,10 +28,6 @@ from ssmjax.layers.lti.diagonal_steps import (
     softmax_epsilon,
     transition_rule,
 )
-from ssmjax.layers.lti.s4d import DIAGONAL_RULES
-from ssmjax.layers.lti.state_space import as_complex, as_real, positive
-from ssmjax.ops.kernels_s4.discretize import power_sum
-from ssmjax.ops.kernels_s4.pairs import as_pair, reciprocal
 from ssmjax.shapes import Array, Complex, Float, Inexact, Int
 
 __all__ = ["DSS", "DSSKernel", "Parametrization"]

@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 from ssmjax import errors, ops
 from ssmjax.layers.common.checks import as_sizes, check_array, check_rate
 from ssmjax.layers.lti.convolution import Bidirectional, ConvolutionLayer, longest
-from ssmjax.layers.lti.dplr_steps import DenseRecurrence, DPLRRecurrence, StepForm, diagonal_form, linear_form
 from ssmjax.layers.lti.state_space import StateSpaceParameters, as_complex, as_real
-from ssmjax.ops.kernels_s4 import dense
+from ssmjax.ops.recurrences import dense
+from ssmjax.ops.recurrences.dplr import DenseRecurrence, DPLRRecurrence, StepForm, diagonal_form, linear_form
 from ssmjax.shapes import Array, Complex, Float, Int
 
 __all__ = ["S4", "DPLRKernel"]
@@ -172,7 +172,7 @@ class DPLRKernel(StateSpaceParameters):
             rate: As in a call.
             form: "dense": a matrix of 2n x 2n real numbers a feature. "linear": O(n) numbers and operations a step, by
                 the Woodbury identity (section 3.3 of S4). "diagonal": in the eigenbasis of `A_bar`, found on the host
-                in float64, with states of its own; see `dplr_steps.EigenRecurrence`. That is exact for FouT. Where
+                in float64, with states of its own; see `EigenRecurrence`. That is exact for FouT. Where
                 eigenvectors are too nearly parallel it is refused: LegS and LegT of more than a few modes, of whose
                 output a fifth would be lost with 64.
 

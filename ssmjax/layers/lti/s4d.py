@@ -8,7 +8,8 @@ from jax.typing import DTypeLike
 from ssmjax import errors, ops
 from ssmjax.layers.common.checks import check_rate, refuse_over
 from ssmjax.layers.lti.convolution import Bidirectional, ConvolutionLayer
-from ssmjax.layers.lti.diagonal_steps import (
+from ssmjax.layers.lti.state_space import StateSpaceParameters
+from ssmjax.ops.recurrences.diagonal import (
     EPSILON,
     DiagonalRecurrence,
     carried,
@@ -17,7 +18,6 @@ from ssmjax.layers.lti.diagonal_steps import (
     softmax_epsilon,
     transition_rule,
 )
-from ssmjax.layers.lti.state_space import StateSpaceParameters
 from ssmjax.shapes import Array, Float, Inexact, Int
 
 __all__ = ["DIAGONAL_RULES", "S4D", "DiagonalKernel"]

@@ -15,7 +15,7 @@ from ssmjax.layers.common.checks import as_sizes, check_step_range
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.lti.state_space import as_complex, positive
-from ssmjax.ops.kernels_s4.discretize import Rule, check_rule
+from ssmjax.ops._checks import Rule, require_rule
 from ssmjax.shapes import Float
 
 __all__ = ["S5"]
@@ -96,7 +96,7 @@ class S5(ScanLayer):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_rule("S5", discretization)
+        require_rule("S5", discretization)
         if c_init not in get_args(OutputInit):
             raise ValueError(f"S5: {errors.unknown_name('c_init', c_init, get_args(OutputInit))}")
         check_step_range("S5", dt_min, dt_max)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ssmjax import _compat
 from ssmjax.ops import _half
-from ssmjax.ops._derivatives import reverse_only
+from ssmjax.ops._numerics.derivatives import reverse_only
 
 __all__ = ["causal_conv1d_xla", "run_of"]
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import _compat
-from ssmjax.ops._derivatives import reverse_only
+from ssmjax.ops._numerics.derivatives import reverse_only
 
 __all__ = ["fast_size", "fft_conv_xla"]
 

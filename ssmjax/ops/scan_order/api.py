@@ -13,7 +13,7 @@ import numpy as np
 
 from ssmjax import errors
 from ssmjax.ops import _checks, backend
-from ssmjax.ops._permute import permute
+from ssmjax.ops._numerics.permute import permute
 from ssmjax.shapes import Array, Inexact
 
 __all__ = ["Order", "apply_order", "column_major", "from_permutation", "reverse", "row_major", "undo_order"]

@@ -12,8 +12,8 @@ from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
 from ssmjax.checkpoints.from_flax import annotated_s4
 from ssmjax.checkpoints.from_torch import dss, s4, s4d_minimal
 from ssmjax.layers import DSS, S4, S4D
-from ssmjax.layers.lti.convolution import scan
 from ssmjax.layers.lti.state_space import as_complex
+from ssmjax.ops.recurrences.scan import scan
 from tests.parity.harness import Dump, family, relative_error
 
 Arrays = Mapping[str, np.ndarray]

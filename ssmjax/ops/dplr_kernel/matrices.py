@@ -5,7 +5,6 @@ import jax.numpy as jnp
 
 from ssmjax import errors
 from ssmjax.ops import _checks
-from ssmjax.ops.kernels_s4.discretize import check_steps
 from ssmjax.shapes import Array, Complex, Float
 
 __all__ = ["check_dplr", "dplr_matrices"]
@@ -61,4 +60,4 @@ def check_dplr(where: str, A: Array, P: Array, dt: Array, **vectors: Array) -> N
     for name, v in vectors.items():
         if v.shape[-2:] != A.shape:
             raise errors.bad_shape(where, name, v, f"ending in the (h n) of A, {tuple(A.shape)}")
-    check_steps(where, dt, {"(h)": A.shape[:1]})
+    _checks.require_steps(where, dt, {"(h)": A.shape[:1]})

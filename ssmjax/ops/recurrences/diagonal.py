@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import ops
-from ssmjax.ops.kernels_s4.discretize import held
-from ssmjax.ops.kernels_s4.pairs import as_pair, from_pair, reciprocal
+from ssmjax.ops._numerics.pairs import as_pair, from_pair, reciprocal
+from ssmjax.ops._numerics.transition import held
 from ssmjax.shapes import Array, Float, Inexact, Int, Mask
 
 __all__ = [

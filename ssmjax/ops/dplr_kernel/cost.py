@@ -1,27 +1,10 @@
-"""Analytic costs of the kernels, in the forms that `"xla"` runs."""
+"""Analytic cost of the kernel of S4, in the form that `"xla"` runs."""
 
 import math
 
 from ssmjax.ops.cost import Cost
 
-__all__ = ["dplr_kernel_cost", "vandermonde_cost"]
-
-
-def vandermonde_cost(h: int, l: int, n: int, *, c: int = 1) -> Cost:
-    """Cost of `vandermonde(C, A, l)`: a matrix product of inner size 2n, and tables of about 2 sqrt(c l) rows.
-
-    Args:
-        h: Features.
-        l: Length.
-        n: Modes.
-        c: Channels, the leading axis of C.
-    """
-    tables = 6 * h * n * 2 * math.isqrt(c * l)
-    return Cost(
-        flops=4 * c * h * l * n + tables,
-        transcendentals=3 * h * n * l.bit_length(),
-        bytes=4 * c * h * (2 * n + l) + 8 * h * n,
-    )
+__all__ = ["dplr_kernel_cost"]
 
 
 def dplr_kernel_cost(h: int, l: int, n: int, *, r: int = 1, c: int = 1) -> Cost:

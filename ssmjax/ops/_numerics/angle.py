@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmjax.ops.kernels_s4 import double_float as df
+from ssmjax.ops._numerics import double_float as df
 
 __all__ = ["reduced_angle", "turns"]
 

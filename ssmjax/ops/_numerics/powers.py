@@ -11,10 +11,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ssmjax.ops.kernels_s4 import double_float as df
-from ssmjax.ops.kernels_s4.angle import turns
-from ssmjax.ops.kernels_s4.discretize import transition
-from ssmjax.ops.kernels_s4.pairs import Pair, times
+from ssmjax.ops._numerics import double_float as df
+from ssmjax.ops._numerics.angle import turns
+from ssmjax.ops._numerics.pairs import Pair, times
+from ssmjax.ops._numerics.transition import transition
 
 __all__ = ["factors", "squares"]
 
@@ -25,7 +25,7 @@ def squares(A: Pair, dt: jax.Array, rule: str, count: int) -> Pair:
     Args:
         A: Continuous diagonal.
         dt: Step sizes, of the same shape.
-        rule: A name of `discretize.RULES`: which `A_bar` belongs to `A` and `dt`.
+        rule: A name of `ssmjax.ops.discretize`: which `A_bar` belongs to `A` and `dt`.
         count: How many.
     """
     rounded_once = _rational_squares if rule in ("bilinear", "euler") else _exponential_squares

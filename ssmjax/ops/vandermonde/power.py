@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from ssmjax import errors
 from ssmjax.ops import _checks
-from ssmjax.ops.kernels_s4.discretize import TRANSITIONS, check_rule, check_steps
-from ssmjax.ops.kernels_s4.pairs import as_pair, from_pair, times
-from ssmjax.ops.kernels_s4.powers import squares
+from ssmjax.ops._numerics.dtypes import real_type
+from ssmjax.ops._numerics.pairs import as_pair, from_pair, times
+from ssmjax.ops._numerics.powers import squares
 from ssmjax.shapes import Array, Float, Inexact, Int
 
 __all__ = ["diagonal_power"]
@@ -46,15 +46,15 @@ def diagonal_power(
     [[[1.0]], [[0.368]]]
     """
     where = "diagonal_power"
-    check_rule(where, rule, TRANSITIONS)
+    _checks.require_rule(where, rule, _checks.TRANSITIONS)
     _checks.require_arrays(where, A=A, steps=steps)
     _checks.require_dtype(where, {"A": A}, jnp.inexact, "a floating or complex")
     if A.ndim != 2:
         raise errors.bad_shape(where, "A", A, "of rank 2, (h n)")
-    check_steps(where, dt, {"(h n)": A.shape})
+    _checks.require_steps(where, dt, {"(h n)": A.shape})
     longest = errors.as_int(where, "longest", longest, least=0, remedy=_checks.STATIC)
     steps = _checks.as_counts(where, "steps", steps, "(b)", "longest", longest)
-    number = jnp.promote_types(jnp.promote_types(A.real.dtype, dt.dtype), jnp.float32)
+    number = real_type(A, dt)
     re, im = (jnp.asarray(part, number) for part in as_pair(A))
     count = max(1, longest.bit_length())
     squared = squares((re, im), jnp.asarray(dt, number), rule, count)

@@ -13,8 +13,8 @@ than the tables.
 import jax
 import jax.numpy as jnp
 
-from ssmjax.ops.kernels_s4.pairs import Pair, times
-from ssmjax.ops.kernels_s4.powers import factors
+from ssmjax.ops._numerics.pairs import Pair, times
+from ssmjax.ops._numerics.powers import factors
 
 __all__ = ["kernel", "state"]
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmjax.ops.kernels_s4 import double_float as df
-from ssmjax.ops.kernels_s4.pairs import Pair
+from ssmjax.ops._numerics import double_float as df
+from ssmjax.ops._numerics.pairs import Pair
 
 __all__ = ["Nodes", "Poles", "cauchy", "nodes", "poles"]
 

@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmjax.ops.kernels_s4 import cauchy
-from ssmjax.ops.kernels_s4.elimination import solve
-from ssmjax.ops.kernels_s4.pairs import Pair, times
+from ssmjax.ops._numerics.elimination import solve
+from ssmjax.ops._numerics.pairs import Pair, times
+from ssmjax.ops.dplr_kernel import cauchy
 
 __all__ = ["dplr_kernel_xla"]
 

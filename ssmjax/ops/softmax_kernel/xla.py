@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from ssmjax.ops._permute import permute
-from ssmjax.ops.kernels_s4.discretize import power_sum
-from ssmjax.ops.kernels_s4.pairs import Pair, reciprocal, times
-from ssmjax.ops.kernels_s4.powers import squares
-from ssmjax.ops.kernels_s4.vandermonde import kernel
+from ssmjax.ops._numerics.pairs import Pair, reciprocal, times
+from ssmjax.ops._numerics.permute import permute
+from ssmjax.ops._numerics.powers import squares
+from ssmjax.ops._numerics.transition import power_sum
+from ssmjax.ops.vandermonde.xla import kernel
 
 __all__ = ["softmax_kernel_xla"]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmjax import _compat, errors
-from ssmjax.layers.lti.diagonal_steps import DiagonalRecurrence
+from ssmjax.ops.recurrences.diagonal import DiagonalRecurrence
 from ssmjax.shapes import Array, Complex, Float, Mask
 
 __all__ = [

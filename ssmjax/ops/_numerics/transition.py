@@ -1,0 +1,61 @@
+"""The parts of `A_bar` and of the gain of a discretization, see `ssmjax.ops.discretize`, as pairs of real arrays."""
+
+import jax
+import jax.numpy as jnp
+
+from ssmjax.ops._numerics.angle import reduced_angle
+from ssmjax.ops._numerics.pairs import Pair, reciprocal, times
+
+__all__ = ["gain", "held", "power_sum", "transition"]
+
+
+def transition(A: Pair, dt: jax.Array, rule: str) -> Pair:
+    """`A_bar` from the parts of `A` and steps of the same shape."""
+    if rule == "euler":
+        return 1 + dt * A[0], dt * A[1]
+    if rule == "bilinear":
+        half = 0.5 * dt * A[0], 0.5 * dt * A[1]
+        return times((1 + half[0], half[1]), reciprocal((1 - half[0], -half[1])))
+    angle, size = reduced_angle(A[1], dt), jnp.exp(dt * A[0])
+    return size * jnp.cos(angle), size * jnp.sin(angle)
+
+
+def gain(A: Pair, dt: jax.Array, rule: str, dt_input: jax.Array) -> Pair:
+    """The factor of `B` in `B_bar`."""
+    if rule in ("zoh", "async"):
+        return held(A, dt if rule == "zoh" else dt_input)
+    if rule == "bilinear":
+        re, im = reciprocal((1 - 0.5 * dt * A[0], -0.5 * dt * A[1]))
+        return dt * re, dt * im
+    return dt if rule in ("euler", "impulse") else jnp.ones_like(dt), jnp.zeros_like(dt)
+
+
+def held(A: Pair, dt: jax.Array, steps: int | jax.Array = 1) -> Pair:
+    """`(exp(x) - 1) / A` for `x = steps dt A`: the response to an input held over that time; `steps dt` at A = 0.
+
+    `steps` is a whole number, or an array of them that broadcasts with A.
+    """
+    steps = jnp.asarray(steps, dt.dtype)
+    x = steps * dt * A[0], steps * dt * A[1]
+    small = x[0] ** 2 + x[1] ** 2 < 0.01
+    # In the branch not taken, a value at which nothing divides by zero: a NaN there would enter the gradient.
+    series = _series(tuple(jnp.where(small, part, 0.0) for part in x))
+    safe = jnp.where(small, -1.0, A[0]), jnp.where(small, 0.0, A[1])
+    angle, decay = reduced_angle(safe[1], dt, steps), steps * dt * safe[0]
+    minus_one = jnp.expm1(decay) * jnp.cos(angle) - 2 * jnp.sin(0.5 * angle) ** 2, jnp.exp(decay) * jnp.sin(angle)
+    closed = times(minus_one, reciprocal(safe))
+    return tuple(jnp.where(small, steps * dt * near, far) for near, far in zip(series, closed, strict=True))
+
+
+def power_sum(A: Pair, dt: jax.Array, count: int | jax.Array) -> Pair:
+    """`sum_(j < count) exp(j dt A)`, which is `(exp(count x) - 1) / (exp(x) - 1)` for `x = dt A`."""
+    return times(held(A, dt, count), reciprocal(held(A, dt)))
+
+
+def _series(x: Pair) -> Pair:
+    """`(exp(x) - 1) / x` for |x| < 0.1, by seven terms of its Taylor series."""
+    re, im = jnp.ones_like(x[0]), jnp.zeros_like(x[0])
+    for k in range(7, 1, -1):
+        re, im = times((re, im), (x[0] / k, x[1] / k))
+        re = 1 + re
+    return re, im
