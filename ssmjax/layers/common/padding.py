@@ -93,7 +93,7 @@ def as_mask(where: str, mask: Any) -> Mask:
     if dtype is None or not (jnp.issubdtype(dtype, jnp.bool) or jnp.issubdtype(dtype, jnp.integer)):
         got = type(mask).__name__ if dtype is None else f"{dtype}{list(mask.shape)}"
         raise errors.bad_argument(where, "mask", got, "an array of booleans, or of integers, (b, l)")
-    return jnp.asarray(mask) != 0
+    return jnp.asarray(mask).astype(bool)
 
 
 def compact(mask: Mask) -> Compaction:

@@ -105,7 +105,7 @@ class LRU(ScanLayer):
         rate = jnp.asarray(rate, jnp.float32)
         decay, lasting = ops.discretize(A, jnp.broadcast_to(rate, jnp.broadcast_shapes(rate.shape, A.shape)), "zoh")
         _, once = ops.discretize(A, jnp.ones_like(nu), "zoh")
-        return decay, gamma * lasting / once
+        return decay, gamma.astype(decay.dtype) * lasting / once
 
 
 def _output_names(bidirectional: Bidirectional) -> tuple[str, ...]:

@@ -120,17 +120,17 @@ class ScanLayer(nnx.Module):
         B, C, D = self._matrices()
         decay, gain = self._discretize(rate, dts)
         if dts is None:
-            inputs = driven = self._project(u, gain[:, None] * B)
+            inputs = driven = self._project(u, gain[:, None].astype(B.dtype) * B)
         else:
             inputs = self._project(u, B)
-            driven = gain * inputs
+            driven = gain.astype(inputs.dtype) * inputs
         h, last = ops.linear_scan(_cut(decay, begins), driven, state, return_state=True)
         states = [h]
         if self.bidirectional != "none":
             ends = None if begins is None else jnp.pad(begins[:, 1:], ((0, 0), (0, 1)))[:, : u.shape[1]]
             if dts is not None:
                 decay, gain = self._discretize(rate, _until_the_next(dts, padding, ends))
-                driven = gain * inputs
+                driven = gain.astype(inputs.dtype) * inputs
             states.append(self._reversed(decay, driven, ends))
         y = self._read(states, C) + D.astype(jnp.float32)[None, None] * u.astype(jnp.float32)
         y = y.astype(self.dtype)

@@ -192,7 +192,7 @@ class DPLRKernel(StateSpaceParameters):
         A, P, _, C, dt = self.system(rate)
         shared = 2 * jnp.einsum("rhn,bhn->brh", P.conj(), state, precision="highest").real
         driven = A[None] * state - jnp.einsum("rhn,brh->bhn", P, shared.astype(P.dtype), precision="highest")
-        B = state / dt[None, :, None] + 0.5 * driven
+        B = state / dt[None, :, None].astype(state.dtype) + 0.5 * driven
         return ops.dplr_kernel(A, P, B, C, dt, self._length(length, rate))[:, :, :length]
 
     def last_state(

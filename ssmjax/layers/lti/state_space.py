@@ -166,7 +166,7 @@ class StateSpaceParameters(nnx.Module):
         C = self._numbers(self.C)
         if self.bandlimit is not None:
             turns = self.step_sizes() * jnp.abs(self.A().imag) / (2 * math.pi)
-            C = C * (turns < 0.5 * self.bandlimit)[None]
+            C = jnp.where((turns < 0.5 * self.bandlimit)[None], C, 0)
         return C if self.conj_sym else 0.5 * C
 
     def init_state(self, batch: int) -> Inexact[jax.Array, "b h n"]:

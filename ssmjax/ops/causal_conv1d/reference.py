@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax.ops import _half
+from ssmjax.ops._numerics.dtypes import real_type
 
 __all__ = ["causal_conv1d_reference"]
 
@@ -14,7 +15,7 @@ def causal_conv1d_reference(x, weight, bias, activation, state, segment_ids, rev
         x, state, segment_ids = (None if v is None else v[:, ::-1] for v in (x, state, segment_ids))
         y = causal_conv1d_reference(x, weight, bias, activation, state, segment_ids, False)
         return y[:, ::-1]
-    real = jnp.promote_types(x.dtype, jnp.float32)
+    real = real_type(x)
     (b, l, e), k = x.shape, weight.shape[0]
     state = jnp.zeros((b, k - 1, e), real) if state is None else state.astype(real)
     ids = jnp.zeros((b, l), jnp.int32) if segment_ids is None else segment_ids

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ssmjax import _compat
 from ssmjax.ops import _half
 from ssmjax.ops._numerics.derivatives import reverse_only
+from ssmjax.ops._numerics.dtypes import common_type, real_type
 
 __all__ = ["causal_conv1d_xla", "run_of"]
 
@@ -22,7 +23,7 @@ def causal_conv1d_xla(x, weight, bias, activation, state, segment_ids, reverse):
     k = weight.shape[0]
     if state is None:
         state = jnp.zeros((x.shape[0], k - 1, x.shape[2]), x.dtype)
-    wide = jnp.promote_types(x.dtype, state.dtype)  # a float32 state is not rounded to a bfloat16 input
+    wide = common_type(x, state)  # a float32 state is not rounded to a bfloat16 input
     pieces = [v.astype(wide) for v in ((x, state) if reverse else (state, x))]
     weight = weight[::-1] if reverse else weight
     run = None
@@ -98,4 +99,4 @@ def _taps(center, window, run, k):
 
 
 def _real(v):
-    return jnp.promote_types(v.dtype, jnp.float32)
+    return real_type(v)

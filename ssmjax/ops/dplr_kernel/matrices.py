@@ -42,6 +42,7 @@ def dplr_matrices(
     check_dplr("dplr_matrices", A, P, dt, B=B)
     A, P, B = (jnp.concatenate([v, jnp.conj(v)], axis=-1) for v in (A, P, B))
     eye = jnp.eye(A.shape[-1], dtype=A.dtype)[None]
+    dt = dt.astype(A.dtype)
     half = 0.5 * dt[:, None, None] * (A[..., None] * eye - jnp.einsum("rhi,rhj->hij", P, P.conj(), precision="highest"))
     inverse = jnp.linalg.inv(eye - half)
     A_bar = jnp.einsum("hij,hjk->hik", inverse, eye + half, precision="highest")

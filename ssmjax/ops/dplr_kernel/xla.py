@@ -130,10 +130,11 @@ def _block(weights: jax.Array, at: cauchy.Poles, kept: Kept, nodes: jax.Array) -
     )
     *y, s, t = (v[:, None] for v in solve(*_system(sums[:, c:], kept, nodes)))
     # K^ = <C, B> - c <C, P> y + (Re C) s - (Im C) t
-    C_re, C_im = (part[:, :, None, None] for part in kept.C)
+    C_re, C_im = (part[:, :, None, None].astype(sums.dtype) for part in kept.C)
+    K_cosine = cosine.astype(sums.dtype)
     K = sums[:, :c, :m] + C_re * s - C_im * t
     for p in range(r):
-        K = K - cosine * sums[:, :c, m + p][:, :, None] * y[p]  # an index beside a None is a gather in older JAX
+        K = K - K_cosine * sums[:, :c, m + p][:, :, None] * y[p]  # an index beside a None is a gather in older JAX
     K = K * jax.lax.complex(cosine, sine)
     return K.real, K.imag
 
@@ -153,15 +154,18 @@ def _system(sums: jax.Array, kept: Kept, nodes: jax.Array) -> tuple[list[list[ja
     m, r = kept.B[0].shape[1], kept.P[0].shape[1]
     sine, cosine, _, _ = nodes[:, None]
     zero = jnp.zeros_like(sums[:, 0, 0])  # complex
+    complex_cosine = cosine.astype(zero.dtype)
 
     def entry(of_h):
-        return zero + of_h[:, None]
+        return zero + of_h[:, None].astype(zero.dtype)
 
-    of_y = [[cosine * sums[:, p, m + q] + (p == q) for q in range(r)] for p in range(r)]
+    of_y = [[complex_cosine * sums[:, p, m + q] + int(p == q) for q in range(r)] for p in range(r)]
     of_y = [[*row, entry(-kept.P[0][:, p]), entry(-kept.P[1][:, p])] for p, row in enumerate(of_y)]
     diagonal = jax.lax.complex(-cosine * kept.alpha[:, None], 2 * sine + zero.real)
-    turn = cosine * entry(kept.beta)
-    of_s, of_t = ([cosine * entry(2 * part[:, q]) for q in range(r)] for part in kept.P_dt)
+    turn = complex_cosine * entry(kept.beta)
+    of_s, of_t = ([complex_cosine * entry(2 * part[:, q]) for q in range(r)] for part in kept.P_dt)
     matrix = [*of_y, [*of_s, diagonal, turn], [*of_t, -turn, diagonal]]
-    right = [sums[:, p, :m] for p in range(r)] + [2 * part[..., None] + zero[:, None] for part in kept.B]
+    right = [sums[:, p, :m] for p in range(r)] + [
+        2 * part[..., None].astype(zero.dtype) + zero[:, None] for part in kept.B
+    ]
     return matrix, right

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ssmjax import errors
 from ssmjax.ops import _checks, _half, backend
+from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.ops.fft_conv.reference import fft_conv_reference
 from ssmjax.ops.fft_conv.xla import fft_conv_xla
 from ssmjax.shapes import Array, Float
@@ -122,7 +123,7 @@ def _convolve(where, x, kernel, D, origin, implementation):
         None if x.ndim - 2 <= MAX_AXES else f"it has {x.ndim - 2} axes, and transforms run over at most {MAX_AXES}"
     )
     chosen = backend.resolve(where, implementation, {"xla": empty or several, "reference": None})
-    number = jnp.promote_types(x.dtype, jnp.float32)
+    number = real_type(x)
     one_channel = kernel.ndim == x.ndim - 1
     channels = jnp.asarray(kernel[None] if one_channel else kernel, number)
     if D is not None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ssmjax import errors
 from ssmjax.ops import _checks, _half, backend
+from ssmjax.ops._numerics.dtypes import common_type
 from ssmjax.ops.linear_scan.reference import linear_scan_reference
 from ssmjax.ops.linear_scan.xla import linear_scan_xla
 from ssmjax.shapes import Array, Inexact
@@ -66,7 +67,7 @@ def linear_scan(
     )
     a, x, h0 = jax.tree.map(jnp.asarray, (a, x, h0))
     h, state = IMPLEMENTATIONS[chosen](a, x, h0, reverse)
-    h = h.astype(jnp.promote_types(a.dtype, x.dtype))
+    h = h.astype(common_type(a, x))
     return (h, state) if return_state else h
 
 

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import _compat
+from ssmjax.ops._numerics.dtypes import number_type
 
 __all__ = ["linear_scan_reference"]
 
 
 def linear_scan_reference(a, x, h0, reverse):
     """Returns every state `h` (b l *f) and the last one (b *f), at least float32; arguments as in `api.linear_scan`."""
-    number = jnp.promote_types(jnp.promote_types(a.dtype, x.dtype), jnp.float32)
+    number = number_type(a, x)
 
     def step(h, now):
         a, x = now

@@ -55,7 +55,7 @@ class DiagonalRecurrence(NamedTuple):
         here = real[..., None, None]
         decay = jnp.where(here, self.A_bar[None, None], 1)
         decay = jnp.where(begins[..., None, None], 0, decay)
-        driven = jnp.where(here, self.B_bar[None, None] * u[..., None], 0)
+        driven = jnp.where(here, self.B_bar[None, None] * u[..., None].astype(self.B_bar.dtype), 0)
         x, state = ops.linear_scan(decay, driven, state, return_state=True)
         return 2 * jnp.einsum("chn,blhn->bclh", self.C, x, precision="highest").real, state
 

@@ -94,7 +94,7 @@ class LinearRecurrence(NamedTuple):
             A, P, B, D, R, _ = steps
             s = jax.lax.complex(*jnp.split(x, 2, axis=-1))
             # A_bar - 1 = 2 (2 / dt - A)^-1 A: the change of a state, which is small, and not the state after it
-            right = 2 * (A[None] * s - low_rank(P, P.conj(), s) + B[None] * u[..., None])
+            right = 2 * (A[None] * s - low_rank(P, P.conj(), s) + B[None] * u[..., None].astype(B.dtype))
             s = D[None] * (right - low_rank(P, R, right))
             return jnp.concatenate([s.real, s.imag], axis=-1)
 
@@ -149,7 +149,7 @@ DPLRRecurrence = DenseRecurrence | LinearRecurrence | EigenRecurrence
 def linear_form(system: Any, C: Float[Array, "c h m"]) -> LinearRecurrence:
     """The linear form of a continuous `s4.DPLR` and an output row."""
     A, P, B, _, dt = system
-    D = 1 / (2 / dt[:, None] - A)
+    D = 1 / ((2 / dt[:, None]).astype(A.dtype) - A)
     P_D = P.conj() * D[None]
     inner = jnp.eye(len(P))[None] + 2 * jnp.einsum("rhn,shn->hrs", P_D, P, precision="highest").real
     R = jnp.linalg.solve(inner.astype(P.dtype), jnp.swapaxes(P_D, 0, 1))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ssmjax import errors
 from ssmjax.ops import _checks, _half, backend
+from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.ops.separable_conv.reference import separable_conv_reference
 from ssmjax.ops.separable_conv.xla import separable_conv_xla
 from ssmjax.shapes import Array, Float
@@ -63,7 +64,7 @@ def separable_conv(
     origin = _check(x, kernels, D, origin)
     empty = "an axis has size 0" if any(0 in v.shape for v in (x, *kernels)) else None
     chosen = backend.resolve("separable_conv", implementation, {"xla": empty, "reference": None})
-    number = jnp.promote_types(x.dtype, jnp.float32)
+    number = real_type(x)
     inside = jnp.asarray(x, number)
     y = IMPLEMENTATIONS[chosen](inside, tuple(jnp.asarray(kernel, number) for kernel in kernels), origin)
     if D is not None:

@@ -27,7 +27,7 @@ def softmax_kernel_xla(
     total = jnp.where(rows[:, None, None] == 0, 1, total[0]), total[1]
     share = reciprocal(total, jnp.broadcast_to(epsilon, A[0].shape)[None])
     weights = times((W[0][None], W[1][None]), (0.5 * share[0][:, None], 0.5 * share[1][:, None]))
-    both = tuple(jnp.stack([part * ~grows[None, None], part * grows[None, None]]) for part in weights)
+    both = tuple(jnp.stack([jnp.where(here[None, None], part, 0) for here in (~grows, grows)]) for part in weights)
     squared = squares(A, dt, "zoh", max(1, (length - 1).bit_length()))
     # One product for all rows, whose inner sizes are chosen by how many there are.
     K = kernel(tuple(part.reshape(-1, *grows.shape) for part in both), squared, length)

@@ -22,4 +22,4 @@ def vandermonde_state_reference(u, A, dt, rule):
     A_bar = discretize(A, dt, rule)[0][None]
     h = jnp.zeros((u.shape[0], *A.shape), A_bar.dtype)
     A_bar, u, h = _compat.vary_alike((A_bar, u, h))  # for shard_map, where a loop's carry keeps its type
-    return jax.lax.scan(lambda h, u: (A_bar * h + u[..., None], None), h, jnp.moveaxis(u, -1, 0))[0]
+    return jax.lax.scan(lambda h, u: (A_bar * h + u[..., None].astype(h.dtype), None), h, jnp.moveaxis(u, -1, 0))[0]
