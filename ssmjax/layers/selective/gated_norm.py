@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors
 from ssmjax.layers.common.parameters import parameter
+from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.shapes import Array, Float
 
 __all__ = ["GatedRMSNorm", "gated_rms_norm"]
@@ -54,7 +55,7 @@ def gated_rms_norm(
     group = e if group is None else group
     if group < 1 or e % group:
         raise errors.bad_argument("gated_rms_norm", "group", group, f"a divisor of the {e} channels")
-    real = jnp.promote_types(x.dtype, jnp.float32)
+    real = real_type(x)
     gate = None if z is None else jax.nn.silu(z.astype(real))
     y = x.astype(real)
     y = y if gate is None or norm_before_gate else y * gate
@@ -104,7 +105,7 @@ class GatedRMSNorm(nnx.Module):
         """Normalizes (*b e), gated by `z` if it is given."""
         group, before, eps = self.options
         y = gated_rms_norm(
-            jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)),
+            jnp.asarray(x, real_type(x)),
             self.scale[...],
             z,
             group=group,

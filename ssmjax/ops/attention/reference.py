@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from ssmjax.ops._numerics.dtypes import real_type
+
 __all__ = ["attention_reference", "weights_reference"]
 
 
@@ -11,7 +13,7 @@ def weights_reference(q, k, allowed, bias, scale):
 
     A query that may see no key has weights of zero, so attention gives it zeros.
     """
-    real = jnp.promote_types(q.dtype, jnp.float32)
+    real = real_type(q)
     k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)  # head j reads the keys of group j // (h / g)
     logits = scale * jnp.einsum("blhp,bmhp->bhlm", q.astype(real), k.astype(real), precision="highest")
     if bias is not None:

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from ssmjax.ops._numerics.dtypes import real_type
+
 __all__ = ["attention_xla", "weights_xla"]
 
 
 def weights_xla(q, k, allowed, bias, scale):
     """Returns the weights (b g r l m) in float32, where head `g r` reads the keys of group `g`."""
-    real = jnp.promote_types(q.dtype, jnp.float32)
+    real = real_type(q)
     grouped = rearrange(q, "b l (g r) p -> b l g r p", g=k.shape[2])
     logits = jnp.einsum("blgrp,bmgp->bgrlm", grouped, k.astype(q.dtype), preferred_element_type=real) * scale
     if bias is not None:

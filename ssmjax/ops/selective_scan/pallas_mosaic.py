@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ssmjax import _compat
 from ssmjax.ops import backend
+from ssmjax.ops._numerics.derivatives import reverse_only
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.mosaic.plan import CHANNELS, KEPT, Plan, Tile, choose_tiles
 from ssmjax.ops.selective_scan.xla import selective_scan_xla
@@ -54,7 +55,7 @@ def selective_scan_mosaic(call: ScanCall, *, forward: Tile | None = None, backwa
     plan = _plan(call, arrays, forward, backward)
     if plan.segments:
         arrays["kept"] = _kept(plan, call)
-    y, state = _scan(plan, _compat.vary_alike(arrays))
+    y, state = reverse_only("selective_scan", functools.partial(_scan, plan), _compat.vary_alike(arrays))
     e, n = call.A.shape
     y = _without_padding(y, plan.g, e)
     if state is not None:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import _compat
+from ssmjax.ops._numerics.dtypes import number_type, real_type
 from ssmjax.ops.selective_scan.call import ScanCall
 
 __all__ = ["selective_scan_reference"]
@@ -12,8 +13,8 @@ __all__ = ["selective_scan_reference"]
 def selective_scan_reference(call: ScanCall):
     """Returns `y` (b l e) in the dtype of `x` and the last state (b e n)."""
     x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse, _ = call
-    real = jnp.promote_types(x.dtype, jnp.float32)
-    (b, l, e), number = x.shape, jnp.promote_types(A.dtype, real)
+    real = real_type(x)
+    (b, l, e), number = x.shape, number_type(A, x)
     u, dt = x.astype(real), dt.astype(real)
     dt = dt if dt_bias is None else dt + dt_bias.astype(real)[None, None]
     dt = jax.nn.softplus(dt) if dt_softplus else dt

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from ssmjax import _compat
+from ssmjax.ops._numerics.derivatives import reverse_only
+from ssmjax.ops._numerics.dtypes import number_type, real_type
 from ssmjax.ops.selective_scan import xla_chunked, xla_sequential
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.xla_common import Form, Plan, ScanInputs
@@ -71,7 +73,7 @@ def selective_scan_xla(call: ScanCall, *, form=None, chunk=None, unroll=None, ti
     elsewhere; `tile` is how many numbers the state of one tile holds on a CPU.
     """
     x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse, _ = call
-    real = jnp.promote_types(x.dtype, jnp.float32)
+    real = real_type(x)
     dt = dt.astype(real)
     if dt_bias is not None:
         dt = dt + dt_bias.astype(real)[None, None]
@@ -80,7 +82,8 @@ def selective_scan_xla(call: ScanCall, *, form=None, chunk=None, unroll=None, ti
     if chunk is None:  # one for all platforms, because what is stored for the backward pass is of its size
         chunk = chunk_length(x.shape[1], 16 if x.shape[0] * A.size >= MANY_STATES else 64)
     plan = Plan(reverse, min(chunk, x.shape[1]), unroll, form, tile)
-    y, state = _scan(plan, _compat.vary_alike(_scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse)))
+    inputs = _compat.vary_alike(_scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse))
+    y, state = reverse_only("selective_scan", functools.partial(_scan, plan), inputs)
     y = rearrange(y, "b l g f -> b l (g f)")
     if D is not None:
         y = y + x.astype(real) * D.astype(real)[None, None]
@@ -105,7 +108,7 @@ def _scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse) -> ScanInputs:
         same = segment_ids[:, 1:] == segment_ids[:, :-1]
         keep = jnp.pad(same, ((0, 0), (0, 1) if reverse else (1, 0)), constant_values=True)
     x, dt = (rearrange(v, "b l (g f) -> b l g f", g=g) for v in (x, dt))
-    h0 = rearrange(h0.astype(jnp.promote_types(A.dtype, dt.dtype)), "b (g f) n -> b g n f", g=g)
+    h0 = rearrange(h0.astype(number_type(A, dt)), "b (g f) n -> b g n f", g=g)
     return ScanInputs(x, dt, grouped(A), grouped(B), grouped(C), h0, keep)
 
 

@@ -145,4 +145,5 @@ def readout_weight(inputs: ScanInputs) -> int:
 
 
 def _number(M: jax.Array, real) -> jnp.dtype:
-    return jnp.promote_types(real, jnp.complex64) if jnp.iscomplexobj(M) else real
+    pair = jnp.complex128 if real == jnp.float64 else jnp.complex64
+    return jnp.dtype(pair) if jnp.iscomplexobj(M) else real

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ssmjax import errors
 from ssmjax.ops import _checks, backend
+from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.ops.ssd.api import final_step_size
 from ssmjax.shapes import Array, Float
 
@@ -61,7 +62,7 @@ def selective_state_update(
     errors.require_flags("selective_state_update", dt_softplus=dt_softplus)
     heads = x.ndim == 3
     _check(heads, state, x, dt, A, B, C, D, z, dt_bias)
-    real = jnp.promote_types(x.dtype, jnp.float32)
+    real = real_type(x)
     dt = dt.astype(real)
     if heads:  # a dt and a bias of one entry a head beside those of one a channel
         dt, dt_bias, D = (_with_channels(v, rank) for v, rank in ((dt, 3), (dt_bias, 2), (D, 2)))

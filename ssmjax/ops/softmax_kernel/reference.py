@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from ssmjax.ops._numerics.dtypes import common_type
+
 __all__ = ["softmax_kernel_reference"]
 
 
@@ -18,8 +20,10 @@ def softmax_kernel_reference(W, A, dt, length, epsilon, over):
 
 def _softmax_kernel(W, A, dt, length, epsilon, over):
     l = jnp.arange(length, dtype=dt.dtype).reshape(1, 1, -1)
-    x = jnp.where(l < over, (dt * A)[..., None] * l, 0)
-    e = jnp.where(l < over, jnp.exp(x - jnp.max(x.real, axis=-1, keepdims=True)), 0)
+    x = jnp.where(l < over, (dt.astype(A.dtype) * A)[..., None] * l.astype(A.dtype), 0)
+    e = jnp.where(l < over, jnp.exp(x - jnp.max(x.real, axis=-1, keepdims=True).astype(x.dtype)), 0)
     total = jnp.where(over == 0, 1, e.sum(-1, keepdims=True))
     size = total.real**2 + total.imag**2 + jnp.broadcast_to(epsilon, A.shape)[..., None]
-    return jnp.einsum("bhn,hnl->bhl", W, e * total.conj() / size).real
+    share = e * total.conj() / size.astype(total.dtype)
+    number = common_type(W, share)
+    return jnp.einsum("bhn,hnl->bhl", W.astype(number), share.astype(number)).real

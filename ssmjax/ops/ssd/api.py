@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ssmjax import errors
 from ssmjax.ops import _checks, _half, backend
+from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.ops.ssd.reference import ssd_reference
 from ssmjax.ops.ssd.xla import ssd_xla
 from ssmjax.shapes import Array, Float, SegmentIds
@@ -87,7 +88,7 @@ def ssd(
     chosen = backend.resolve("ssd", implementation, available)
     arrays = (x, dt, A, B, C, D, z, dt_bias, h0, segment_ids)
     x, dt, A, B, C, D, z, dt_bias, h0, segment_ids = jax.tree.map(jnp.asarray, arrays)
-    dt = final_step_size("ssd", dt, dt_bias, dt_softplus, dt_limit, jnp.promote_types(x.dtype, jnp.float32))
+    dt = final_step_size("ssd", dt, dt_bias, dt_softplus, dt_limit, real_type(x))
     y, state = IMPLEMENTATIONS[chosen](x, dt, A, B, C, D, z, h0, segment_ids, chunk)
     return (y, state) if return_state else y
 

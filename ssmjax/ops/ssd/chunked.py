@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from ssmjax import _compat
+from ssmjax.ops._numerics.derivatives import reverse_only
 
 __all__ = ["DecayingSum", "chunk_length", "decaying_sum"]
 
@@ -64,7 +65,7 @@ def decaying_sum(inputs: DecayingSum, chunk: int) -> tuple[jax.Array, jax.Array]
     Sums are in the dtype of `h0`. The factors of the products are in that of `x` on a GPU and a TPU.
     """
     plan = _Plan(chunk_length(inputs.x.shape[1], chunk), inputs.x.dtype.name)
-    return _run(plan, _compat.vary_alike(inputs))
+    return reverse_only("ssd", functools.partial(_run, plan), _compat.vary_alike(inputs))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -196,7 +197,7 @@ _product.defvjp(lambda spec, factors, a, b: (_einsum(spec, factors, a, b), (a, b
 
 
 def _einsum(spec, factors, a, b):
-    wide = jnp.promote_types(factors, jnp.float32)
+    wide = jnp.dtype(jnp.float64 if jnp.dtype(factors) == jnp.float64 else jnp.float32)
     a, b = a.astype(factors), b.astype(factors)
     # Without "highest" a GPU rounds the factors of a float32 product to 10 bits.
     return jnp.einsum(spec, a, b, precision="highest" if factors == wide else None, preferred_element_type=wide)

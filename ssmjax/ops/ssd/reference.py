@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import _compat
+from ssmjax.ops._numerics.dtypes import real_type
 
 __all__ = ["ssd_reference"]
 
@@ -13,7 +14,7 @@ def ssd_reference(x, dt, A, B, C, D, z, h0, segment_ids, chunk):
 
     `chunk` is not used: there are no chunks here.
     """
-    real = jnp.promote_types(x.dtype, jnp.float32)
+    real = real_type(x)
     (b, l, h, p), n = x.shape, B.shape[-1]
     x, out = x.astype(real), x.dtype
     B, C = (jnp.repeat(M.astype(real), h // M.shape[2], axis=2) for M in (B, C))  # (b l h n)

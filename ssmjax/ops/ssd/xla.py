@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.ops.ssd.chunked import DecayingSum, decaying_sum
 
 __all__ = ["ssd_xla"]
@@ -13,7 +14,7 @@ def ssd_xla(x, dt, A, B, C, D, z, h0, segment_ids, chunk):
 
     The gradients of B and C are rounded to their dtype once a chunk.
     """
-    real = jnp.promote_types(x.dtype, jnp.float32)
+    real = real_type(x)
     (b, _, h, p), n = x.shape, B.shape[-1]
     h0 = jnp.zeros((b, h, p, n), real) if h0 is None else h0.astype(real)
     reset = None

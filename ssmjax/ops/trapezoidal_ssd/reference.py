@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax import _compat
+from ssmjax.ops._numerics.dtypes import real_type
 
 __all__ = ["trapezoidal_ssd_reference"]
 
@@ -13,7 +14,7 @@ def trapezoidal_ssd_reference(x, dt, log_a, blend, B, C, state, segment_ids, chu
 
     `chunk` is not used: there are no chunks here.
     """
-    real = jnp.promote_types(x.dtype, jnp.float32)
+    real = real_type(x)
     x, dt, log_a, blend, B, C = (v.astype(real) for v in (x, dt, log_a, blend, B, C))
     reset = jnp.zeros(x.shape[:2], bool)
     if segment_ids is not None:

@@ -7,6 +7,7 @@ sum with that scale, and only the output at step s itself has to be corrected, f
 
 import jax.numpy as jnp
 
+from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.ops.ssd.chunked import DecayingSum, decaying_sum
 
 __all__ = ["trapezoidal_ssd_xla"]
@@ -14,7 +15,7 @@ __all__ = ["trapezoidal_ssd_xla"]
 
 def trapezoidal_ssd_xla(x, dt, log_a, blend, B, C, state, segment_ids, chunk):
     """Returns `y` (b l r h p) float32 and the last `ssm` (b h p n); arguments as in `api.trapezoidal_ssd`."""
-    real = jnp.promote_types(x.dtype, jnp.float32)
+    real = real_type(x)
     dt, blend = dt.astype(real), blend.astype(real)
     early = (1 - blend) * dt  # what the step before enters with
     reset = None
