@@ -39,8 +39,8 @@ def sample(
 ) -> Float[jax.Array, "b y x d"] | tuple[Float[jax.Array, "b y x d"], Float[jax.Array, "steps b y x d"]]:
     """Draws images by denoising, in one compiled call.
 
-    A second call with the same sampler and number of images and steps compiles nothing, whatever the labels, the key,
-    the weights and the scale of guidance are. The same key gives the same bits.
+    A second call with the same sampler and number of images compiles nothing, whatever the number of steps, the labels,
+    the key, the weights and the scale of guidance are. The same key gives the same bits.
 
     Args:
         model: The network, such as a `DiS` trained with `diffusion_loss`.
@@ -81,18 +81,25 @@ def sample(
     schedule = linear_schedule() if schedule is None else schedule
     remedy = f"The schedule has {len(schedule)} steps, and a sampler can only leave some out."
     steps = errors.as_int(where, "steps", steps, least=1, most=len(schedule), remedy=remedy)
-    schedule = schedule.respaced(steps, spacing or ("log_snr" if sampler == "dpm++" else "uniform"))
+    most, schedule = (
+        len(schedule),
+        schedule.respaced(steps, spacing or ("log_snr" if sampler == "dpm++" else "uniform")),
+    )
     noise_key, draw_key = jax.random.split(key)
     noise = first_noise(where, model, count, noise, noise_key)
-    per_step = {name: table[::-1] for name, table in tables(schedule, eta).items()}
-    per_step["time"] = np.asarray(schedule.timesteps[::-1], np.float32)
     limit = np.float32(np.inf if clip is None else errors.as_nonnegative(where, "clip", clip, positive=True))
     scale = None if guidance == 1 else np.float32(guidance)
     images, path = _run(
-        *nnx.split(model), noise, labels, draw_key, per_step, scale, limit,
-        sampler=sampler, channels=channels, keep=return_path,
+        *nnx.split(model), noise, labels, draw_key, _padded(schedule, eta, most), np.int32(steps), scale, limit,
+        sampler=sampler, channels=channels, keep=steps if return_path else 0,
     )  # fmt: skip
     return (images, path) if return_path else images
+
+
+def _padded(schedule: Schedule, eta: float, length: int) -> dict[str, np.ndarray]:
+    """The numbers of the steps in the order in which they are taken, with zeros up to a length."""
+    numbers = tables(schedule, eta) | {"time": np.asarray(schedule.timesteps, np.float32)}
+    return {name: np.pad(table[::-1], (0, length - len(schedule))) for name, table in numbers.items()}
 
 
 def guided_channels(where: str, model: Denoiser, channels: int | None) -> int:
@@ -113,20 +120,22 @@ def first_noise(where: str, model: Denoiser, count: int, noise: Images | None, k
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "sampler", "channels", "keep"))
 def _run(
-    graphdef: Any, state: Any, noise, labels, key, per_step, scale, clip, *, sampler: str, channels: int, keep: bool
-) -> tuple[jax.Array, jax.Array | None]:
-    """Every step of a sampler, as one scan over the numbers of the steps."""
+    graphdef: Any, state: Any, noise, labels, key, rows, steps, scale, clip, *, sampler: str, channels: int, keep: int
+) -> tuple[jax.Array, jax.Array]:
+    """Every step of a sampler, as one loop over the numbers of the steps; keeps `keep` estimates."""
     model = nnx.merge(graphdef, state)
     predict, take = predictor(model, labels, scale, channels), SAMPLERS[sampler]
-    keys = jax.random.split(key, len(per_step["time"]))
 
-    def step(carry, values):
-        x, last = carry
-        row, key = values
+    def step(i, carry):
+        x, last, path = carry
+        row = {name: table[i] for name, table in rows.items()}
         out = jnp.asarray(predict(x, row["time"]), jnp.float32)
         found = estimate(out, x, row, learned=model.learn_sigma, clip=clip)
-        x = take(x, found, last, row, jax.random.normal(key, x.shape))
-        return (x, found.image), found.image if keep else None
+        x = take(x, found, last, row, jax.random.normal(jax.random.fold_in(key, i), x.shape))
+        return x, found.image, path.at[i].set(found.image) if keep else path
 
-    (images, _), path = jax.lax.scan(step, (noise, jnp.zeros_like(noise)), (per_step, keys))
+    # The number of steps is an argument of the program, so that another one compiles nothing.
+    images, _, path = jax.lax.fori_loop(
+        0, steps, step, (noise, jnp.zeros_like(noise), jnp.zeros((keep, *noise.shape), noise.dtype))
+    )
     return images, path
