@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in common.PATHS:
-            if (value := getattr(self, field)) is not None:
+            if (value := getattr(self, field, None)) is not None:
                 object.__setattr__(self, field, local_path("settings", field, value))
 
 
@@ -120,6 +121,8 @@ class Job:
     metric_fn: MetricFn = classification_sums
     ema_decay: float | None = None
     unit: str = "examples"
+    timed: bool = False
+    """Whether the last evaluation is timed, as examples a second with the way from the host."""
 
 
 def train(job: Job, config: Config, seed: int) -> dict[str, Any]:
@@ -158,7 +161,9 @@ def train(job: Job, config: Config, seed: int) -> dict[str, Any]:
         print(f"\n{why} at step {int(result.state.step)} of {steps}; the same command goes on from {job.run_dir}.")
         sys.exit(result.exit_code)
     trained = result.ema_model or result.model
+    start = time.perf_counter()  # nothing is compiled here: this is the evaluation that was made all along
     final = evaluate(trained, job.test(), job.metric_fn, prepare=job.prepare)
+    speed = {f"{job.unit}_per_second": final["count"] / (time.perf_counter() - start)} if job.timed else {}
     if not math.isfinite(final["loss"]):
         raise TrainingDiverged(f"The test loss of the trained model is {final['loss']}; nothing was written.", final)
     ssmjax.save_pretrained(trained, job.run_dir / "weights")
@@ -166,13 +171,19 @@ def train(job: Job, config: Config, seed: int) -> dict[str, Any]:
         "seed": seed,
         "seconds": result.seconds,
         "steps": steps,
-        "metrics": {"test_accuracy": final["accuracy"], "test_loss": final["loss"]},
+        "metrics": {"test_accuracy": final["accuracy"], "test_loss": final["loss"]} | _further(final) | speed,
         "confusion": final["confusion"],
         "curves": {"train": _curve(result.train, per_epoch), "test": _curve(result.evals, per_epoch)},
         "parameters": sum(x.size for x in result.state.params.values()),
         "model": trained,
         "weights": job.run_dir / "weights",
     }
+
+
+def _further(final: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics beside loss and accuracy that an experiment has its own `metric_fn` for."""
+    own = {name: x for name, x in final.items() if name not in ("count", "loss", "accuracy", "confusion")}
+    return {f"test_{name}": x for name, x in own.items()}
 
 
 def _fit_config(job: Job, config: Config, seed: int, per_epoch: int, steps: int) -> FitConfig:

@@ -33,7 +33,7 @@ __all__ = [
 RESULTS = Path("experiments/results")
 FIGURES = Path("figures")
 
-PATHS = ("data_dir", "download_dir", "out_dir", "runs_dir")
+PATHS = ("data_dir", "download_dir", "out_dir", "runs_dir", "folder", "pretrained")
 _NOT_IDENTITY = (*PATHS, "seeds", "minutes", "resume", "progress", "tensorboard", "profile")
 
 

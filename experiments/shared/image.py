@@ -14,6 +14,7 @@ import ssmjax
 from experiments.shared import classifier, common, plots
 from ssmjax.data import AugmentConfig, Batches, ImageData, augment, eval_batches, load_images, normalize
 from ssmjax.training.compilation import enable_compilation_cache
+from ssmjax.training.evaluate import MetricFn, classification_sums
 from ssmjax.training.losses import softmax_cross_entropy
 from ssmjax.training.optim import adamw
 from ssmjax.training.step import Prepare
@@ -75,6 +76,10 @@ class Experiment:
         unmixed: The share of the training, at its end, without mixup and cutmix.
         published: The accuracy, label and source of what the settings are compared with, or None.
         variants: Settings by which the experiment makes several claims, each with a results file of its own.
+        load: Gets the settings, and gives images that are none of `SETS`; a smoke run takes the first of them.
+        build: Gets the settings, the images and the seed, and gives the model, in place of `build`.
+        metric_fn: The sums of the test metrics, which may be more than loss and accuracy.
+        timed: Whether the last evaluation is timed.
     """
 
     name: str
@@ -86,6 +91,10 @@ class Experiment:
     unmixed: float = 0.0
     published: Callable[[Any], Mapping[str, Any] | None] = lambda config: None
     variants: Sequence[str] = ("data",)
+    load: Callable[[Any], ImageData] | None = None
+    build: Callable[[Any, ImageData, int], Any] | None = None
+    metric_fn: MetricFn = classification_sums
+    timed: bool = False
 
 
 def run(experiment: Experiment, config: Config) -> dict[str, Any]:
@@ -100,7 +109,7 @@ def run(experiment: Experiment, config: Config) -> dict[str, Any]:
     """
     command = common.command(experiment.name, config, type(config)())
     config = resolve(experiment, config)
-    data = load(config)
+    data = load(config) if experiment.load is None else _smoke(config, experiment.load(config))
     enable_compilation_cache()
     classifier.announce(data, config.model, config.dtype)
     runs = [_train(experiment, config, data, config.seed + i) for i in range(config.seeds)]
@@ -145,6 +154,11 @@ def load(config: Config) -> ImageData:
     size = SETS[config.data].img_size
     if data.image_shape[0] != size:
         data = data.resized(size)
+    return _smoke(config, data)
+
+
+def _smoke(config: Config, data: ImageData) -> ImageData:
+    """The first images only, in a smoke run."""
     if config.smoke:
         names = ("train_images", "train_labels", "test_images", "test_labels")
         data = dataclasses.replace(data, **{name: getattr(data, name)[:64] for name in names})
@@ -220,7 +234,7 @@ def _train(experiment: Experiment, config: Any, data: ImageData, seed: int) -> d
     folder = f"{name}-{config.data}-{config.model}-{common.config_digest(config)}"
     batch_size = min(config.batch_size, len(data.test_images))
     job = classifier.Job(
-        model=build(experiment, config, data, seed),
+        model=experiment.build(config, data, seed) if experiment.build else build(experiment, config, data, seed),
         loss=loss,
         optimizer=functools.partial(experiment.optimizer, config),
         batches=Batches(data.train_images, data.train_labels, config.batch_size, seed=seed),
@@ -228,8 +242,10 @@ def _train(experiment: Experiment, config: Any, data: ImageData, seed: int) -> d
         run_dir=config.runs_dir / folder / f"seed{seed}",
         identity={"experiment": name, "config": common.identity(config), "data": data.checksum},
         prepare=make_prepare(data, experiment.augment(config), config, experiment.unmixed),
+        metric_fn=experiment.metric_fn,
         ema_decay=config.ema_decay,
         unit="images",
+        timed=experiment.timed,
     )
     return classifier.train(job, config, seed)
 

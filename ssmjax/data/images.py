@@ -105,12 +105,12 @@ def load_images(
     if name not in IMAGE_SETS:
         raise unknown_name("data set", name, IMAGE_SETS)
     if name == "digits":
-        return _image_data(name, read_digits(), "scikit-learn load_digits")
+        return describe_records(name, read_digits(), "scikit-learn load_digits")
     _require_packages(name)
     data_dir, manual = tfds.data_folders("load_images", data_dir, download_dir)
     folder = tfds.find_prepared(name, data_dir) or _prepare(name, data_dir, manual)
     records = tfds.read_prepared(folder)
-    return _image_data(name, records, f"tfds {name}:{folder.name} in {folder.parent.parent}")
+    return describe_records(name, records, f"tfds {name}:{folder.name} in {folder.parent.parent}")
 
 
 def _prepare(name: str, data_dir: Path, download_dir: Path) -> Path:
@@ -189,7 +189,7 @@ def _require_packages(name: str) -> None:
         )
 
 
-def _image_data(name: str, records: Records, source: str) -> ImageData:
+def describe_records(name: str, records: Records, source: str) -> ImageData:
     """Puts records into the arrays that are promised, and describes them."""
     train_images, test_images = (np.ascontiguousarray(records.splits[s]["image"], np.uint8) for s in ("train", "test"))
     train_labels, test_labels = (np.ascontiguousarray(records.splits[s]["label"], np.int32) for s in ("train", "test"))

@@ -246,3 +246,6 @@ for _name in ("vmamba_tiny", "vmamba_small", "vmamba_base"):
 _nano = VMambaConfig(img_size=32, num_classes=10, depths=(1, 1, 2), dims=(48, 96, 192), patch_size=4)
 register_model("vmamba_nano", "vmamba", _nano)
 register_model("vmamba_nano_2dir", "vmamba", dataclasses.replace(_nano, directions="two"))
+# Ours, for images of 64 pixels on one GPU.
+_micro = dataclasses.replace(_nano, img_size=64, depths=(2, 2, 4, 2), dims=(64, 128, 256, 384))
+register_model("vmamba_micro", "vmamba", _micro)

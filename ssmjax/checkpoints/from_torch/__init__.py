@@ -5,6 +5,17 @@
 384
 """
 
-from ssmjax.checkpoints.from_torch import dss, mambavision, s4, s4_model, s4d_minimal, s4nd, s5_pytorch, vim, vmamba
+from ssmjax.checkpoints.from_torch import (
+    dss,
+    mambavision,
+    s4,
+    s4_model,
+    s4d_minimal,
+    s4nd,
+    s5_pytorch,
+    vim,
+    vit,
+    vmamba,
+)
 
-__all__ = ["dss", "mambavision", "s4", "s4_model", "s4d_minimal", "s4nd", "s5_pytorch", "vim", "vmamba"]
+__all__ = ["dss", "mambavision", "s4", "s4_model", "s4d_minimal", "s4nd", "s5_pytorch", "vim", "vit", "vmamba"]
