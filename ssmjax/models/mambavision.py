@@ -263,12 +263,12 @@ register_family(
         inputs=image_inputs,
         tiny={
             "num_classes": 5,
-            "img_size": 32,
+            "img_size": 64,
             "dim": 8,
             "in_dim": 4,
             "depths": (1, 1, 2, 1),
             "heads": (2, 2),
-            "windows": (2, 1),
+            "windows": (2, 2),  # a window of one token would leave A without effect
             "d_state": 2,
         },
     )
