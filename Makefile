@@ -13,7 +13,7 @@ BENCH        ?= ops
 # The interpreter as the user named it, else what `.ci/find-python $(1)` finds.
 choose_python = $(if $(filter file,$(origin PYTHON)),$(shell .ci/find-python $(1)),$(PYTHON))
 
-.PHONY: help demo test test-slow test-parity test-reliability test-notebooks test-colab-pins test-newest \
+.PHONY: help demo test test-slow test-parity parity-torch test-reliability test-notebooks test-colab-pins test-newest \
         lint format wheel-test docs bench clean
 
 help:  ## list the targets
@@ -31,6 +31,9 @@ test: .venv/.ready  ## the default tests
 
 test-slow: .venv/.ready  ## the longer tests, and the examples of the layers
 	@$(RUN) -m pytest $(PYTEST_FLAGS) -m slow
+
+parity-torch: .venv/.ready  ## compare with fresh models of transformers; needs the extra [parity]
+	@$(RUN) -m pytest -q tests/torch -m torch
 
 test-parity: .venv/.ready  ## compare with reference dumps: make test-parity DIR=folder
 	@$(RUN) -m tests.parity $(DIR)

@@ -232,7 +232,11 @@ class LanguageModel(nnx.Module):
     ) -> Float[jax.Array, "b l d"]:
         """What the head reads; with `head_kernel` it gives a loss without logits of all tokens at once."""
         self._check(tokens)
-        hidden, residual, _ = self._run(self.embed(tokens), mask=mask, segment_ids=segment_ids)
+        return self.encode(self.embed(tokens), mask=mask, segment_ids=segment_ids)
+
+    def encode(self, x: Tokens, *, mask: Mask | None = None, segment_ids: SegmentIds | None = None) -> Tokens:
+        """The blocks and the final norm on embeddings (b l d), whatever they are of."""
+        hidden, residual, _ = self._run(x, mask=mask, segment_ids=segment_ids)
         return add_norm(self.norm_f, hidden, residual)[0]
 
     def hidden_states(

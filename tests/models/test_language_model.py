@@ -152,6 +152,12 @@ def test_transformers_configurations_come_back(name):
     assert again.vocab_rows == config.vocab_rows and mamba_hf.config_to_hf(again) == mamba_hf.config_to_hf(config)
 
 
+def test_an_infinity_that_json_lacks():
+    theirs = mamba_hf.config_to_hf(ssmjax.model_config("mamba2_130m"))
+    theirs["time_step_limit"] = [0.0, {"__float__": "Infinity"}]
+    assert "dt_limit" not in dict(mamba_hf.config_from_hf(theirs).mixer_options)
+
+
 def test_a_folder_of_transformers_comes_back(tmp_path):
     model = make("mamba2")
     ssmjax.save_pretrained(model, tmp_path / "model", format="hf")

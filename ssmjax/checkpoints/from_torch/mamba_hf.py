@@ -78,7 +78,7 @@ def config_from_hf(theirs: Mapping[str, Any]) -> LanguageModelConfig:
         if whole["num_heads"] * whole["head_dim"] != inner:
             wanted = f"expand * hidden_size / head_dim = {inner / whole['head_dim']}"
             raise errors.bad_argument("config_from_hf", "num_heads", whole["num_heads"], wanted)
-        low, high = (float(value) for value in whole["time_step_limit"])
+        low, high = map(_number, whole["time_step_limit"])
         options |= {"head_dim": whole["head_dim"], "groups": whole["n_groups"], "chunk": whole["chunk_size"]}
         options |= {"norm_eps": whole["layer_norm_epsilon"]}
         options |= {} if (low, high) == (0.0, math.inf) else {"dt_limit": (low, high)}
@@ -99,6 +99,11 @@ def config_from_hf(theirs: Mapping[str, Any]) -> LanguageModelConfig:
         tie_embeddings=whole.get("tie_word_embeddings", kind != "mamba2"),
         float32_residual=whole["residual_in_fp32"],
     )
+
+
+def _number(value: Any) -> float:
+    """A number, or what newer versions write in place of those that JSON lacks: `{"__float__": "Infinity"}`."""
+    return float(value["__float__"] if isinstance(value, Mapping) else value)
 
 
 _MAMBA_DEFAULTS = {"d_state": 16, "d_conv": 4, "expand": 2, "use_bias": False, "conv_bias": True, "dt_rank": None}
