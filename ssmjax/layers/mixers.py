@@ -10,7 +10,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors
-from ssmjax.layers.common.mixer import Mixer
 from ssmjax.layers.lti.dss import DSS, DSSKernel
 from ssmjax.layers.lti.lru import LRU
 from ssmjax.layers.lti.s4 import S4, DPLRKernel
@@ -99,7 +98,7 @@ def find_mixer(where: str, name: str) -> MixerEntry:
 
 def make_mixer(
     name: str, d_model: int, options: Mapping[str, Any] = {}, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-) -> Mixer:
+) -> nnx.Module:
     """Builds a mixer by name.
 
     Args:

@@ -15,7 +15,7 @@ from jax.nn import initializers
 from ssmjax import errors
 from ssmjax.layers.common.drop_path import drop_path, drop_path_rates
 from ssmjax.layers.common.norms import RMSNorm, add_norm
-from ssmjax.layers.common.parameters import parameter
+from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.layers.selective.bimamba import BiMamba
 from ssmjax.layers.vision.denoising import FinalLayer, TimeEmbed
@@ -175,7 +175,7 @@ class DiSBlock(nnx.Module):
             rngs=rngs,
         )
         options = dict(kernel_init=_DRAW, dtype=config.dtype, rngs=rngs)
-        self.skip_linear = nnx.Linear(2 * d, d, **options) if takes_skip else None
+        self.skip_linear = with_kinds(nnx.Linear(2 * d, d, **options)) if takes_skip else None
 
     def __call__(self, hidden: Tokens, residual: Tokens, skip: Tokens | None = None) -> tuple[Tokens, Tokens]:
         """The output of the mixer for `residual + hidden`, and that sum; a `skip` is first merged with `hidden`.

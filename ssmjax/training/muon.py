@@ -127,7 +127,8 @@ def _orthogonalized(iterations: int) -> optax.GradientTransformation:
 def _label(parts: Sequence[str], info: ParameterInfo, leaf: Any) -> str:
     """Whether a parameter is a matrix for Muon."""
     if info.kind is not None:
-        matrix = info.kind == "weight"
+        matrix = info.kind == "weight" and info.decay is not False  # small factors and scales are not decayed
     else:
         matrix = parts[-1] in ("kernel", "weight") and not any(map(_NO_MATRIX.fullmatch, parts))
-    return "muon" if matrix and getattr(leaf, "ndim", 0) >= 2 else "adamw"
+    value = leaf[...] if isinstance(leaf, nnx.Variable) else leaf
+    return "muon" if matrix and getattr(value, "ndim", 0) >= 2 else "adamw"

@@ -98,7 +98,7 @@ def decay_mask(params: Any, known: Known = None) -> Any:
         decay = info_at(parts, known).decay
         return not any(map(_NO_DECAY.fullmatch, parts)) if decay is None else decay
 
-    return jax.tree_util.tree_map_with_path(decayed, params)
+    return jax.tree_util.tree_map_with_path(decayed, params, is_leaf=_is_variable)
 
 
 def warmup_cosine(peak: float, steps: int, warmup_steps: int = 0, end: float = 0.0) -> optax.Schedule:
@@ -220,7 +220,14 @@ def partitioned(
         found = (str(i) for i, group in enumerate(groups) if group.holds(parts, info))
         return next(found, None) or label(parts, info, leaf)
 
-    return optax.partition(everything, lambda params: jax.tree_util.tree_map_with_path(name, params))
+    # A variable is labeled as a whole: older Flax cannot hold what stands for an array of another group inside of one.
+    return optax.partition(
+        everything, lambda params: jax.tree_util.tree_map_with_path(name, params, is_leaf=_is_variable)
+    )
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
 
 
 def bare_mask(params: Any, known: Known) -> Any:

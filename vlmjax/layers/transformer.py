@@ -11,6 +11,7 @@ from jax.nn import initializers
 
 from ssmjax import errors, ops
 from ssmjax.layers import LayerNorm, RMSNorm
+from ssmjax.layers.common.parameters import with_kinds
 from ssmjax.ops import KVCache
 from ssmjax.shapes import Array, Float, Mask, SegmentIds, Tokens
 from vlmjax.layers.rope import rotate
@@ -96,7 +97,7 @@ def _fan_in(scale: float):
 
 def linear(before: int, after: int, *, use_bias: bool, scale: float = 1.0, dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear map whose initial values are normal by fan-in, times `scale`."""
-    return nnx.Linear(before, after, use_bias=use_bias, kernel_init=_fan_in(scale), dtype=dtype, rngs=rngs)
+    return with_kinds(nnx.Linear(before, after, use_bias=use_bias, kernel_init=_fan_in(scale), dtype=dtype, rngs=rngs))
 
 
 class Attention(nnx.Module):

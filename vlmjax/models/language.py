@@ -10,7 +10,7 @@ from jax.nn import initializers
 
 from ssmjax import errors, ops
 from ssmjax.layers import RMSNorm
-from ssmjax.layers.common.parameters import parameter
+from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.models.config import ComputeDtype, check_fields, require
 from ssmjax.models.registry import Family, register_family, register_model
@@ -166,7 +166,7 @@ class CausalLM(nnx.Module):
         self.layers = make_stack(lambda rngs: TransformerBlock(config.block, rngs=rngs), config.depth, rngs)
         self.norm = RMSNorm(config.d_model, eps=config.eps)
         options = dict(use_bias=False, dtype=config.dtype, rngs=rngs)
-        self.head = None if config.tied else linear(config.d_model, config.vocab, **options)
+        self.head = None if config.tied else with_kinds(linear(config.d_model, config.vocab, **options), kernel="head")
 
     def __call__(
         self,

@@ -181,7 +181,7 @@ class VisionTower(nnx.Module):
     def __init__(self, config: CLIPVisionConfig, *, rngs: nnx.Rngs):
         self.config = config
         d, p = config.d_model, config.patch_size
-        self.patch_kernel = parameter(_PATCHES(rngs.params(), (p, p, 3, d), jnp.float32), "weight")
+        self.patch_kernel = parameter(_PATCHES(rngs.params(), (p, p, 3, d), jnp.float32), "filter")
         self.patch_bias = parameter(jnp.zeros((d,)), "bias") if config.patch_bias else None
         self.class_token = parameter(_DRAW(rngs.params(), (d,)), "token") if config.class_tokens else None
         self.positions = parameter(_DRAW(rngs.params(), (config.length, d)), "position")

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, init, ops
-from ssmjax.layers.common.parameters import parameter
+from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.shapes import Array, Float, Mask, SegmentIds, Tokens
 
 __all__ = ["AttentionState", "CausalAttention"]
@@ -93,11 +93,12 @@ class CausalAttention(nnx.Module):
         self.total = total = (heads + 2 * kv_heads) * width
         linear = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         draw, last = init.fan_in_uniform(1.0), init.fan_in_uniform(out_scale)
-        self.in_proj = nnx.Linear(d_model, total, use_bias=qkv_bias, kernel_init=draw, **linear)
-        for name, kind, shape in (("conv_kernel", "weight", (d_conv, total)), ("conv_bias", "bias", (total,))):
+        self.in_proj = with_kinds(nnx.Linear(d_model, total, use_bias=qkv_bias, kernel_init=draw, **linear))
+        for name, kind, shape in (("conv_kernel", "filter", (d_conv, total)), ("conv_bias", "bias", (total,))):
             drawn = init.uniform(d_conv**-0.5)(rngs.params(), shape, param_dtype) if d_conv else None
             setattr(self, name, parameter(drawn, kind) if d_conv else None)
-        self.out_proj = nnx.Linear(heads * width, d_model, use_bias=out_bias, kernel_init=last, **linear)
+        out_proj = nnx.Linear(heads * width, d_model, use_bias=out_bias, kernel_init=last, **linear)
+        self.out_proj = with_kinds(out_proj)
 
     def __call__(
         self,

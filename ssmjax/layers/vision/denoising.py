@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ssmjax.layers.common.parameters import with_kinds
 from ssmjax.shapes import Array, Float, Int, Tokens
 
 __all__ = ["FinalLayer", "TimeEmbed", "sinusoidal"]
@@ -59,8 +60,8 @@ class TimeEmbed(nnx.Module):
         self, d_model: int, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         options = dict(kernel_init=_DRAW, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.expand = nnx.Linear(d_model, 4 * d_model, **options)
-        self.contract = nnx.Linear(4 * d_model, d_model, **options)
+        self.expand = with_kinds(nnx.Linear(d_model, 4 * d_model, **options))
+        self.contract = with_kinds(nnx.Linear(4 * d_model, d_model, **options))
         self.dtype = dtype
 
     def __call__(self, times: Float[Array, "b"] | Int[Array, "b"]) -> Float[jax.Array, "b d"]:
@@ -87,8 +88,9 @@ class FinalLayer(nnx.Module):
     """
 
     def __init__(self, d_model: int, pixels: int, *, modulated: bool = True, rngs: nnx.Rngs):
-        self.linear = nnx.Linear(d_model, pixels, kernel_init=_DRAW, rngs=rngs)
-        self.modulation = nnx.Linear(d_model, 2 * d_model, kernel_init=_DRAW, rngs=rngs) if modulated else None
+        options = dict(kernel_init=_DRAW, rngs=rngs)
+        self.linear = with_kinds(nnx.Linear(d_model, pixels, **options), kernel="head")
+        self.modulation = with_kinds(nnx.Linear(d_model, 2 * d_model, **options)) if modulated else None
 
     def __call__(self, x: Tokens, condition: Float[Array, "b d"] | None = None) -> Float[jax.Array, "b l pixels"]:
         """Pixels (b l pixels) of tokens (b l d) and, where the layer is modulated, a condition (b d)."""
