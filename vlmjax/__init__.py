@@ -14,11 +14,14 @@ from ssmjax import __version__
 
 if TYPE_CHECKING:
     from vlmjax.create import create_model, list_models, load_pretrained, save_pretrained
+    from vlmjax.training import train_merger
 
-__all__ = ["__version__", "create_model", "list_models", "load_pretrained", "save_pretrained"]
+__all__ = ["__version__", "create_model", "list_models", "load_pretrained", "save_pretrained", "train_merger"]
 
-_HOMES = dict.fromkeys(("create_model", "list_models", "load_pretrained", "save_pretrained"), "vlmjax.create")
-_SUBMODULES = ("checkpoints", "layers", "models", "ops")
+_HOMES = dict.fromkeys(("create_model", "list_models", "load_pretrained", "save_pretrained"), "vlmjax.create") | {
+    "train_merger": "vlmjax.training"
+}
+_SUBMODULES = ("checkpoints", "layers", "metrics", "models", "ops", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.shared.plots import decode_images
 from ssmjax.data.synthetic import COLORS, QUESTION_TYPES, SCENE_VOCABULARY
 
-__all__ = ["draw_scenes", "question_text"]
+__all__ = ["METHOD_COLORS", "draw_merge_classifier", "draw_scenes", "question_text"]
 
 _BARS = (
     ("blank", "picture blank", "#bbbbbb"),
@@ -74,6 +74,69 @@ def draw_scenes(results: Path, figure: Path) -> None:
         right = "" if given == wanted else f" (not {wanted})"
         axis.set_title(f"{question_text(examples['questions'][i])}\n{given}{right}", fontsize=9)
         axis.axis("off")
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(figure, dpi=130)
+    plt.close(fig)
+
+
+METHOD_COLORS = {
+    "slicing": "#bbbbbb",
+    "tome": "#c8553d",
+    "density": "#e0a030",
+    "channels": "#7a6fb0",
+    "attention": "#559e83",
+    "prune": "#8c6d4f",
+    "resampler": "#5ab4c5",
+    "ours": "#1f4e9c",
+}
+
+
+def draw_merge_classifier(results: Path, figure: Path) -> None:
+    """Draws accuracy against operations and time, and merge maps: patches of one color became one token.
+
+    Args:
+        results: A JSON file as `experiments.token_merge_classifier` writes it.
+        figure: Where the PNG goes.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    record = json.loads(Path(results).read_text())
+    metrics, costs, maps = record["metrics"], record["costs"], record["maps"]
+    images = decode_images(maps["images"])
+    fig = plt.figure(figsize=(10, 6.4), layout="constrained")
+    grid = fig.add_gridspec(2, len(images), height_ratios=(1.9, 1))
+    for part, (name, label) in enumerate(
+        (("share", "operations, share of the naive blocks'"), ("ms", "ms a batch of 256"))
+    ):
+        half = len(images) // 2
+        axis = fig.add_subplot(grid[0, part * half : (part + 1) * half])
+        naive = metrics["naive/accuracy"]
+        axis.axhline(100 * naive["mean"], color="#333333", lw=0.8, ls=":")
+        axis.plot(costs["naive"][name], 100 * naive["mean"], "k*", ms=10, label="naive")
+        for method, color in METHOD_COLORS.items():
+            rows = sorted((row for row in costs if row.split(" ")[0] == method), key=lambda row: costs[row][name])
+            if not rows:
+                continue
+            found = [metrics[f"{row}/accuracy"] for row in rows]
+            spread = [100 * (each["spread"] or 0) for each in found]
+            heights = [100 * each["mean"] for each in found]
+            axis.errorbar(
+                [costs[row][name] for row in rows], heights, spread, fmt="o-", color=color, label=method, ms=5
+            )
+        axis.set(xlabel=label, ylabel="accuracy (%)" if part == 0 else "")
+        axis.spines[["top", "right"]].set_visible(False)
+        if part == 0:
+            axis.legend(fontsize=8, frameon=False)
+    palette = plt.get_cmap("tab20")
+    for i, (image, groups) in enumerate(zip(images, maps["groups"], strict=True)):
+        axis = fig.add_subplot(grid[1, i])
+        colors = palette(np.asarray(groups) % 20)[..., :3]
+        axis.imshow(np.kron(colors, np.ones((4, 4, 1))) * (0.35 + 0.65 * image / 255.0))
+        axis.axis("off")
+    fig.suptitle(f"merge maps of ours: {maps['m']} tokens of 49", y=0.33, fontsize=9)
     figure.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(figure, dpi=130)
     plt.close(fig)

@@ -1,7 +1,18 @@
 """What the towers and language models are made of: transformer blocks, rotary positions, projectors, mergers."""
 
+from vlmjax.layers.merger import Merger, Resampler
 from vlmjax.layers.projector import PROJECTORS, Projector
 from vlmjax.layers.rope import Llama3Scaling, rope_angles, rotate
 from vlmjax.layers.transformer import BlockSize, TransformerBlock
 
-__all__ = ["PROJECTORS", "BlockSize", "Llama3Scaling", "Projector", "TransformerBlock", "rope_angles", "rotate"]
+__all__ = [
+    "PROJECTORS",
+    "BlockSize",
+    "Llama3Scaling",
+    "Merger",
+    "Projector",
+    "Resampler",
+    "TransformerBlock",
+    "rope_angles",
+    "rotate",
+]

@@ -173,7 +173,7 @@ class Llava(nnx.Module):
                 "tokens",
                 f"{known} image tokens ({self.config.image_token})",
                 f"a text with {wanted} image tokens",
-                f"Each image takes {per_image} of them; vlmjax.processing.expand_images puts them in.",
+                f"Each image takes {per_image} of them.",
             )
         return x if visual is None else splice(x, rearrange(visual, "n m d -> (n m) d"), here)
 
@@ -207,7 +207,8 @@ def merged_positions(here: Array, mask: Mask | None, merged, whole: int) -> tupl
     number = jnp.maximum(jnp.cumsum(here, axis=1) - 1, 0)  # which of the row's visual tokens
     before = jnp.where(here, number // m, (number + here.any(1, keepdims=True)) // m)  # whole images before this token
     plain = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0) + before * (whole - m)
-    place, size = (splice(jnp.zeros(here.shape), v.reshape(-1), here) for v in (merged.position, jnp.log(merged.size)))
+    logs = jnp.log(jnp.maximum(merged.size, 1e-9))  # tokens of a soft merge fade, and never quite to nothing
+    place, size = (splice(jnp.zeros(here.shape), v.reshape(-1), here) for v in (merged.position, logs))
     positions = jnp.where(here, plain - number % m + place.astype(plain.dtype), plain)
     return positions, size
 

@@ -11,6 +11,11 @@ from ssmjax.shapes import Array, Float, Int
 __all__ = ["MergeState", "by_position", "check_budget", "merge_into", "unmerge"]
 
 
+LEAST = 1e-9
+"""What a mean is divided by at least: a token of a soft merge that fades has a mass near zero, whose inverse has no
+finite gradient."""
+
+
 class MergeState(NamedTuple):
     """Merged tokens.
 
@@ -59,7 +64,7 @@ def merge_into(
     counted = assign.astype(real) if size is None else assign.astype(real) * size[:, None].astype(real)
     shares = counted if weight is None else counted * weight[:, None].astype(real)
     total = shares.sum(-1, keepdims=True)
-    mean = jnp.einsum("bmn,bnd->bmd", shares, x.astype(real), precision="highest") / jnp.where(total == 0, 1.0, total)
+    mean = jnp.einsum("bmn,bnd->bmd", shares, x.astype(real), precision="highest") / jnp.maximum(total, LEAST)
     return MergeState(mean.astype(x.dtype), counted.sum(-1), position, assign)
 
 
