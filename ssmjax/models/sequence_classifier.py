@@ -28,6 +28,9 @@ from ssmjax.shapes import Array, Bool, Float, Int, Mask, PRNGKey
 __all__ = ["SequenceClassifier", "SequenceConfig", "SequenceRegressor", "SequenceRegressorConfig"]
 
 
+_DISCRETIZATION = {"s4d": "zoh", "s4nd": "zoh", "s5": "zoh", "dss": "softmax"}  # the layers' own defaults
+
+
 @no_type_check
 @dataclasses.dataclass(frozen=True)
 class SequenceConfig:
@@ -139,10 +142,10 @@ class SequenceConfig:
 
     @property
     def parameters_depend_on(self) -> dict[str, Any]:
-        """What the parameters are made for though their shapes do not tell: the length of S4's C~, by argument name.
+        """What the parameters are made for though their shapes do not tell: the length of S4's C~, the discretization.
 
         >>> SequenceConfig("s4", l_max=64).parameters_depend_on, SequenceConfig("s4d", l_max=64).parameters_depend_on
-        ({'l_max': 64}, {})
+        ({'l_max': 64}, {'discretization': 'zoh'})
         """
         arguments = self.layer_arguments
         l_max = arguments.get("l_max", L_MAX)
@@ -150,6 +153,8 @@ class SequenceConfig:
             return {"l_max": l_max}
         if self.layer == "s4nd" and arguments.get("kernel") == "s4":
             return {"l_max": l_max if isinstance(l_max, tuple) else (l_max,) * self.axes}
+        if (default := _DISCRETIZATION.get(self.layer)) is not None:
+            return {"discretization": arguments.get("discretization", default)}
         return {}
 
     @property

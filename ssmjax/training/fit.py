@@ -18,7 +18,7 @@ from ssmjax.checkpoints.manifest import write_atomically
 from ssmjax.checkpoints.store import CheckpointStore
 from ssmjax.errors import as_int, as_nonnegative, bad_argument, require_flags, shape_of
 from ssmjax.paths import local_path
-from ssmjax.training.guards import StopSignals, TrainingDiverged
+from ssmjax.training.guards import StopSignals, TrainingDiverged, check_settings, model_settings
 from ssmjax.training.journal import Journal
 from ssmjax.training.prefetch import Prefetcher
 from ssmjax.training.profiling import ProfileWindow
@@ -203,6 +203,7 @@ def fit(
     identity = {"seed": config.seed, "ema_decay": config.ema_decay, **({"loss_scaling": True} if scaling else {})}
     # Through JSON, because it is compared with what a checkpoint holds.
     identity = json.loads(json.dumps({**identity, **(run_config or {})}))
+    settings = model_settings(model)
 
     def evaluate(state: TrainState, done: int) -> Mapping[str, Any]:
         best = state.params if state.ema is None else state.ema
@@ -212,7 +213,7 @@ def fit(
 
     try:
         with contextlib.ExitStack() as stack:
-            run = _open(stack, commit(state), batch_fn, steps, config, identity)
+            run = _open(stack, commit(state), batch_fn, steps, config, identity, settings)
             state, seconds = _loop(run, train_step, frozen, steps, config, evaluate if eval_fn else None)
     except TrainingDiverged as error:
         if config.checkpoint_dir:
@@ -238,6 +239,7 @@ class _Run(NamedTuple):
     start: int  # the number of steps done before
     seconds: float  # the time they took
     identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
     stop: StopSignals
     store: CheckpointStore | None
     recorder: Recorder
@@ -253,12 +255,13 @@ def _open(
     steps: int,
     config: FitConfig,
     identity: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> _Run:
     """Restores the newest checkpoint and opens what the loop writes to; `stack` closes it."""
     directory = Path(config.checkpoint_dir) if config.checkpoint_dir else None
     stop = stack.enter_context(StopSignals())
     store = stack.enter_context(CheckpointStore(directory, keep=config.keep)) if directory else None
-    state, start, seconds = _resume(store, state, identity, fresh=config.fresh)
+    state, start, seconds = _resume(store, state, identity, settings, fresh=config.fresh)
     recorder = Recorder(directory / "metrics.jsonl" if directory else None, start, config.tensorboard_dir)
     stack.enter_context(recorder)
     journal = Journal(
@@ -267,7 +270,7 @@ def _open(
     stack.enter_context(journal)
     batches = stack.enter_context(Prefetcher(batch_fn, start, steps))
     profile = stack.enter_context(ProfileWindow(config.profile_dir, min(start + 10, steps)))
-    return _Run(state, start, seconds, identity, stop, store, recorder, journal, batches, profile)
+    return _Run(state, start, seconds, identity, settings, stop, store, recorder, journal, batches, profile)
 
 
 def _loop(
@@ -299,7 +302,8 @@ def _loop(
             # The records first: a run that resumes here counts on all records up to here.
             journal.settle(done, metrics)
             run.recorder.sync()
-            run.store.save(done, state, {"identity": run.identity, "seconds": time.perf_counter() - began})
+            record = {"identity": run.identity, "model": run.settings, "seconds": time.perf_counter() - began}
+            run.store.save(done, state, record)
             journal.skip_time()
         if stopped:
             break
@@ -322,7 +326,12 @@ def _due(done: int, every: int) -> bool:
 
 
 def _resume(
-    store: CheckpointStore | None, state: TrainState, identity: Mapping[str, Any], *, fresh: bool
+    store: CheckpointStore | None,
+    state: TrainState,
+    identity: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    fresh: bool,
 ) -> tuple[TrainState, int, float]:
     """Returns the state to go on from, its step, and the seconds of training behind it."""
     if store is None:
@@ -340,6 +349,7 @@ def _resume(
             f"fit: the checkpoints in {store.directory} are of a run with other settings ({pairs}). Use another "
             "folder, or start anew with `fresh=True` (on the command line, `--no-resume`)."
         )
+    check_settings(str(store.directory), metadata.get("model", {}), settings)
     logger.info("Resuming from step %d in %s.", start, store.directory)
     return restored, start, metadata["seconds"]
 

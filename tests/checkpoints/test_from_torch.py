@@ -309,8 +309,31 @@ def test_arguments_that_the_original_does_not_have():
         from_torch.vim.config_from_reference({"embed_dims": 192})
     with pytest.raises(NotImplementedError, match="flip_img_sequences_ratio"):
         from_torch.vim.config_from_reference({"flip_img_sequences_ratio": 0.5})
-    with pytest.raises(NotImplementedError, match="conv_init"):
+    with pytest.raises(ValueError, match="Unknown option of ssm_cfg 'conv_init'. Did you mean .*'conv_bias'"):
         from_torch.vim.config_from_reference({"ssm_cfg": {"conv_init": 1.0}})
+    with pytest.raises(NotImplementedError, match="'use_fast_path'.=False is a fault of the original, whose slow path"):
+        from_torch.vim.config_from_reference({"ssm_cfg": {"use_fast_path": False}})
+    with pytest.raises(ValueError, match="ssm_cfg.'if_divide_out'. must be left out, got False. The model gives it"):
+        from_torch.vim.config_from_reference({"ssm_cfg": {"if_divide_out": False}})
+
+
+def test_every_option_of_the_originals_mixer():
+    """Biases are parameters, which a state dict then holds, and that change the output."""
+    options = {
+        "d_state": 4, "d_conv": 3, "expand": 1, "dt_rank": 2, "dt_min": 0.01, "dt_max": 0.02, "dt_init": "constant",
+        "dt_scale": 0.5, "dt_init_floor": 0.015, "conv_bias": False, "bias": True, "use_fast_path": True,
+    }  # fmt: skip
+    arguments = {"img_size": 16, "embed_dim": 16, "depth": 2, "num_classes": 3, "ssm_cfg": options}
+    config = from_torch.vim.config_from_reference(arguments)
+    arrays = {name: np.asarray(x) for name, x in model_arrays(registry.build("vim", config)).items()}
+    dt = np.logaddexp(arrays["layers.mixer.dt_proj.bias"], 0)
+    assert dt.min() > 0.0149 and dt.max() < 0.0201  # between the floor and the maximum
+    np.testing.assert_allclose(arrays["layers.mixer.dt_proj_b.kernel"], 0.5 / np.sqrt(2), rtol=1e-6)
+    state = from_torch.vim.to_reference(arrays, config)
+    assert state["layers.1.mixer.in_proj.bias"].shape == (32,) and state["layers.1.mixer.out_proj.bias"].shape == (16,)
+    assert state["layers.0.mixer.conv1d.weight"].shape == (16, 1, 3) and "layers.0.mixer.conv1d.bias" not in state
+    back = from_torch.vim.convert(state, config)
+    assert all(back[name].tobytes() == x.tobytes() for name, x in arrays.items())
 
 
 SMALL = VimConfig(

@@ -307,6 +307,15 @@ def test_a_length_that_parameters_are_made_for_stays(tmp_path, fields, same, oth
         load_pretrained(tmp_path / "s4", **other)
 
 
+def test_a_discretization_that_parameters_are_made_for_stays(tmp_path):
+    config = SequenceConfig("s5", d_model=4, d_state=4, depth=1)
+    model = registry.build("sequence_classifier", config)
+    save_pretrained(model, tmp_path / "s5")
+    assert_same(model, load_pretrained(tmp_path / "s5", layer_options={"discretization": "zoh"}))
+    with pytest.raises(ValueError, match="discretization must be 'zoh', which the saved parameters are made for"):
+        load_pretrained(tmp_path / "s5", layer_options={"discretization": "bilinear"})
+
+
 def test_a_length_that_parameters_are_not_made_for_may_change(tmp_path):
     config = SequenceConfig("s4d", d_model=4, d_state=4, depth=1, l_max=16)
     model = quick.lively(lambda: registry.build("sequence_classifier", config))

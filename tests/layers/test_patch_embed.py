@@ -11,7 +11,7 @@ from ssmjax.layers import ConvStem, PatchEmbed
 
 
 @pytest.mark.parametrize(
-    ("size", "patch", "stride", "grid"), [((8, 12), 4, None, (2, 3)), ((8, 8), 4, 2, (3, 3)), ((9, 11), 4, 4, (2, 2))]
+    ("size", "patch", "stride", "grid"), [((8, 12), 4, None, (2, 3)), ((8, 8), 4, 2, (3, 3)), ((9, 13), 5, 4, (2, 3))]
 )
 def test_tokens_are_patches_in_row_major_order(key, size, patch, stride, grid):
     embed = PatchEmbed(5, patch_size=patch, stride=stride, rngs=nnx.Rngs(0))
@@ -46,3 +46,10 @@ def test_conv_stem_keeps_places_apart(key):
 def test_conv_stem_needs_a_power_of_two(stride):
     with pytest.raises(ValueError, match=f"ConvStem: stride must be a power of two of at least 2, got {stride}"):
         ConvStem(8, stride=stride, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("size", [(20, 16), (16, 19)])
+def test_rows_and_columns_that_no_patch_reads_are_refused(size):
+    layer = PatchEmbed(8, patch_size=8, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="PatchEmbed: the size of images must be 8 plus a multiple of 8"):
+        layer(jnp.zeros((1, *size, 3)))

@@ -13,6 +13,8 @@ import optax
 import pytest
 from flax import nnx
 
+from ssmjax.models.registry import build
+from ssmjax.models.sequence_classifier import SequenceConfig
 from ssmjax.training.fit import FitConfig, fit
 from ssmjax.training.recorder import read_records
 from ssmjax.training.state import commit, split_model
@@ -264,3 +266,26 @@ class TestErrors:
     def test_no_steps(self):
         with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
             train(steps=0)
+
+
+def test_a_model_of_another_discretization_does_not_go_on(tmp_path):
+    """By `fit` itself: the settings of the model lie beside the state, and are compared before the first step."""
+
+    def model(rule):
+        config = SequenceConfig("s5", d_model=4, d_state=4, depth=1, layer_options={"discretization": rule})
+        return build("sequence_classifier", config)
+
+    def run(model, steps):
+        return fit(
+            model,
+            lambda model, batch, key: (jnp.mean(model(batch["x"]) ** 2), {}),
+            lambda step: {"x": np.ones((2, 6, 1), np.float32)},
+            steps=steps,
+            optimizer=optax.sgd(0.1),
+            config=FitConfig(checkpoint_dir=str(tmp_path), progress=False),
+        )
+
+    run(model("zoh"), 1)
+    with pytest.raises(ValueError, match="discretization: 'zoh' there, 'bilinear' now"):
+        run(model("bilinear"), 2)
+    assert run(model("zoh"), 2).resumed_from == 1

@@ -1,7 +1,9 @@
 """Bad steps change nothing; too many end the training; signals are noted and handlers come back."""
 
 import json
+import logging
 import signal
+import types
 
 import chex
 import jax
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 
 from ssmjax.checkpoints.store import CheckpointStore
-from ssmjax.training.guards import StopSignals, TrainingDiverged
+from ssmjax.models.sequence_classifier import SequenceConfig
+from ssmjax.training.guards import StopSignals, TrainingDiverged, check_settings, model_settings
 from ssmjax.training.optim import adamw
 from ssmjax.training.state import commit, split_model
 from ssmjax.training.step import init_state, make_step
@@ -92,3 +95,28 @@ def test_handlers_come_back():
     with StopSignals():
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] != before
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def settings(**fields):
+    """What a checkpoint of such a model remembers, after its way through JSON."""
+    config = SequenceConfig(**({"layer": "s4d"} | fields))
+    return json.loads(json.dumps(model_settings(types.SimpleNamespace(config=config))))
+
+
+def test_parameters_made_for_another_discretization_are_refused():
+    """The shapes are equal, so that nothing else would tell."""
+    zoh, bilinear = settings(), settings(layer_options={"discretization": "bilinear"})
+    check_settings("run", zoh, settings(layer_options={"discretization": "zoh"}))  # the default by its name
+    with pytest.raises(ValueError, match="fit: the parameters in run .*discretization: 'zoh' there, 'bilinear' now"):
+        check_settings("run", zoh, bilinear)
+    with pytest.raises(ValueError, match="l_max: 16 there, 32 now"):
+        check_settings("run", settings(layer="s4", l_max=16), settings(layer="s4", l_max=32))
+
+
+def test_other_settings_of_a_resumed_model_are_said_once(caplog):
+    with caplog.at_level(logging.INFO, "ssmjax"):
+        check_settings("run", settings(), settings())
+        check_settings("run", {}, settings())  # a checkpoint that an older version wrote
+        assert caplog.text == ""
+        check_settings("run", settings(dropout=0.1), settings(dropout=0.2, remat=True))
+    assert "dropout: 0.1 there, 0.2 now; remat: False there, True now" in caplog.text and len(caplog.records) == 1

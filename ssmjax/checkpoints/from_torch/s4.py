@@ -49,11 +49,17 @@ _TRANSLATED: dict[str, Any] = {
     "rank": 1,
 }
 
-# Those that say nothing about the arrays: how it was trained, on what, and what follows the layer.
+# Those that say nothing about the arrays: initial values, how it was trained, on what, and what follows the layer.
 _WITHOUT_EFFECT = (
     *("activation", "dropout", "tie_dropout", "drop_kernel", "transposed"),
-    *("lr", "wd", "verbose", "backend"),
+    *("deterministic", "lr", "wd", "verbose", "backend"),
 )
+
+# Those that cannot be had: their defaults, which are accepted, and the reason.
+_IMPOSSIBLE: dict[str, tuple[Any, str]] = {
+    "swap_channels": (False, "it orders the outputs of several channels otherwise than every published model"),
+    "kernel": (None, "it brings a kernel class of the caller's own, whose parameters are unknown here"),
+}
 
 
 def rules(theirs: str = "", ours: str = "") -> tuple[Rule, ...]:
@@ -83,15 +89,19 @@ def layer_arguments(
 
     Raises:
         ValueError: An argument is unknown, or its value is, or an S4 was never run, so that its C is not yet a C~.
+        NotImplementedError: An argument that cannot be taken over, with the reason.
 
     >>> layer_arguments({"d_model": 8, "mode": "diag", "n_ssm": 2}, {})[1]["copies"]
     2
     """
     where = "layer_arguments"
-    known = [*_RENAMED, *_TRANSLATED, *_WITHOUT_EFFECT]
+    known = [*_RENAMED, *_TRANSLATED, *_WITHOUT_EFFECT, *_IMPOSSIBLE]
     for name in arguments:
         if name not in known:
             raise ValueError(f"{where}: {errors.unknown_name('argument', name, known)}")
+    for name, (default, reason) in _IMPOSSIBLE.items():
+        if arguments.get(name, default) != default:
+            raise NotImplementedError(f"{where}: {name}={arguments[name]!r} is not taken over: {reason}.")
     theirs = _TRANSLATED | dict(arguments)
     if theirs["mode"] not in _MODES:
         raise ValueError(f"{where}: {errors.unknown_name('mode', theirs['mode'], [*_MODES])}")

@@ -46,6 +46,8 @@ TABLE = KeyTable(
         Rule("layers.{i}.norm.weight", "layers.norm.scale"),
         Rule("layers.{i}.norm.bias", "layers.norm.bias"),
         Rule("layers.{i}.mixer.in_proj.weight", "layers.mixer.in_proj.kernel", "linear"),
+        Rule("layers.{i}.mixer.in_proj.bias", "layers.mixer.in_proj.bias"),
+        Rule("layers.{i}.mixer.out_proj.bias", "layers.mixer.out_proj.bias"),
         *_branch(""),
         *_branch("_b"),
         Rule("layers.{i}.mixer.A_log", "layers.mixer.A_log"),
@@ -226,15 +228,40 @@ def _config_of(variant: str | Mapping[str, Any]) -> VimConfig:
     return config
 
 
+# The arguments of the original's mixer: ours with the same meaning, and how theirs is written.
+_MIXER: dict[str, str] = {
+    "d_state": "d_state",
+    "d_conv": "d_conv",
+    "expand": "expand",
+    "dt_rank": "dt_rank",
+    "dt_min": "dt_min",
+    "dt_max": "dt_max",
+    "dt_init": "dt_init",
+    "dt_scale": "dt_scale",
+    "dt_init_floor": "dt_floor",
+    "conv_bias": "conv_bias",
+    "bias": "mixer_bias",
+}
+
+# What the model gives to its mixers itself, so that the original fails on a second value; and a switch that loses half.
+_MODEL_GIVES = ("layer_idx", "device", "dtype", "bimamba_type", "if_divide_out", "init_layer_scale", "d_model")
+
+
 def _mixer_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The original's `ssm_cfg`, arguments of its mixer."""
-    known = ("d_state", "d_conv", "expand", "dt_rank")
-    foreign = [name for name in options if name not in known]
-    if foreign:
+    where, known = "config_from_reference", [*_MIXER, "use_fast_path"]
+    for name in options:
+        if name in _MODEL_GIVES:
+            remedy = "The model gives it to its mixers; use the model's own argument."
+            raise errors.bad_argument(where, f"ssm_cfg[{name!r}]", options[name], "left out", remedy)
+        if name not in known:
+            raise ValueError(f"{where}: {errors.unknown_name('option of ssm_cfg', name, known)}")
+    if not options.get("use_fast_path", True):
         raise NotImplementedError(
-            f"config_from_reference: no such option in ssm_cfg: {', '.join(foreign)} (known: {known})."
+            f"{where}: ssm_cfg['use_fast_path']=False is a fault of the original, whose slow path leaves out the "
+            "direction from the end. Leave it out for that direction, or use bimamba_type='none' for one direction."
         )
-    return {name: None if value == "auto" else value for name, value in options.items()}
+    return {_MIXER[name]: None if value == "auto" else value for name, value in options.items() if name in _MIXER}
 
 
 def _rope_tables(config: VimConfig) -> dict[str, np.ndarray]:

@@ -46,6 +46,9 @@ class BiMamba(nnx.Module):
             which starts that direction at a step size of 0.69.)
         dt_max: The largest.
         dt_floor: Initial step sizes below it are raised to it.
+        dt_init: How the kernel of the step-size projection starts: `"random"`, uniform in `[-s, s]`, or `"constant"`,
+            all `s`, with `s = dt_scale / sqrt(dt_rank)`.
+        dt_scale: The factor in it.
         conv_bias: Whether the convolutions have a bias.
         use_bias: Whether `in_proj` and `out_proj` have one.
         out_scale: A factor on the initial `out_proj`; deep stacks pass `1 / sqrt(number of layers)`.
@@ -72,6 +75,8 @@ class BiMamba(nnx.Module):
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
         dt_floor: float = 1e-4,
+        dt_init: str = "random",
+        dt_scale: float = 1.0,
         conv_bias: bool = True,
         use_bias: bool = False,
         out_scale: float = 1.0,
@@ -81,7 +86,7 @@ class BiMamba(nnx.Module):
     ):
         flags = dict(divide_out=divide_out, together=together, conv_bias=conv_bias, use_bias=use_bias)
         errors.require_flags("BiMamba", **flags)
-        size = MixerSize(d_model, d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_floor)
+        size = MixerSize(d_model, d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_floor, dt_init, dt_scale)
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.variant = variant
         self.divide_out = divide_out

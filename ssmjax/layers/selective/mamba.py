@@ -48,6 +48,9 @@ class Mamba(nnx.Module):
         dt_min: The smallest initial step size.
         dt_max: The largest.
         dt_floor: Initial step sizes below it are raised to it.
+        dt_init: How the kernel of the step-size projection starts: `"random"`, uniform in `[-s, s]`, or `"constant"`,
+            all `s`, with `s = dt_scale / sqrt(dt_rank)`.
+        dt_scale: The factor in it.
         conv_bias: Whether the convolution has a bias.
         use_bias: Whether `in_proj` and `out_proj` have one.
         rms_eps: If given, the low-rank dt, B and C are divided by their root mean squares, to whose squares it is added
@@ -78,6 +81,8 @@ class Mamba(nnx.Module):
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
         dt_floor: float = 1e-4,
+        dt_init: str = "random",
+        dt_scale: float = 1.0,
         conv_bias: bool = True,
         use_bias: bool = False,
         rms_eps: float | None = None,
@@ -87,7 +92,7 @@ class Mamba(nnx.Module):
         rngs: nnx.Rngs,
     ):
         errors.require_flags("Mamba", conv_bias=conv_bias, use_bias=use_bias)
-        size = MixerSize(d_model, d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_floor)
+        size = MixerSize(d_model, d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_floor, dt_init, dt_scale)
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.size = size
         self.rms_eps = rms_eps

@@ -1,6 +1,7 @@
 """What the Mamba mixers are made of: projections, the short convolution, and the inputs of a scan."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,9 @@ class MixerSize:
         dt_min: The smallest initial step size.
         dt_max: The largest.
         dt_floor: Initial step sizes below it are raised to it.
+        dt_init: How the kernel of the step-size projection starts: `"random"`, uniform in `[-s, s]`, or `"constant"`,
+            all `s`, with `s = dt_scale / sqrt(r)`.
+        dt_scale: The factor in it.
     """
 
     d_model: int
@@ -38,8 +42,12 @@ class MixerSize:
     dt_min: float = 1e-3
     dt_max: float = 0.1
     dt_floor: float = 1e-4
+    dt_init: str = "random"
+    dt_scale: float = 1.0
 
     def __post_init__(self):
+        if self.dt_init not in ("random", "constant"):
+            raise errors.bad_argument("Mamba", "dt_init", self.dt_init, "'random' or 'constant'")
         for name in ("d_model", "d_state", "d_conv", "expand", "rank"):
             if getattr(self, name) < 1:
                 raise errors.bad_argument("Mamba", name, getattr(self, name), "at least 1")
@@ -135,10 +143,11 @@ def branch_parts(
 ) -> dict[str, nnx.Module | nnx.Param]:
     """What one direction of a mixer owns, by the names that the original gives them (it appends `_b` backwards)."""
     e, options = size.inner, dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    draw = init.uniform if size.dt_init == "random" else _constant
     dt_proj = nnx.Linear(
         size.rank,
         e,
-        kernel_init=init.uniform(size.rank**-0.5),
+        kernel_init=draw(size.dt_scale * size.rank**-0.5),
         bias_init=init.step_size_bias(size.dt_min, size.dt_max, size.dt_floor),
         **options,
     )
@@ -148,6 +157,10 @@ def branch_parts(
         "dt_proj": with_kinds(dt_proj, kernel="dt", bias="dt"),
         "D": parameter(jnp.ones((e,), param_dtype), "D"),
     }
+
+
+# Made once for each value: older Flax keeps initializers in a module's static definition, where two equal ones differ.
+_constant = functools.cache(jax.nn.initializers.constant)
 
 
 def scan_inputs(

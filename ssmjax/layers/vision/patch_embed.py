@@ -12,10 +12,36 @@ from ssmjax.layers.common.norms import LayerNorm
 from ssmjax.layers.common.parameters import with_kinds
 from ssmjax.shapes import Array, Float
 
-__all__ = ["ConvStem", "PatchEmbed"]
+__all__ = ["ConvStem", "PatchEmbed", "check_cut"]
 
 # Made once: older Flax keeps initializers in a module's static definition, where two equal ones would differ.
 _DRAW = initializers.lecun_normal()
+
+
+def check_cut(where: str, argument: str, size: tuple[int, ...], patch_size: int, stride: int) -> None:
+    """Checks that patches read an image to its last row and column.
+
+    Args:
+        where: The public class, for the message.
+        argument: The argument's name.
+        size: The rows and columns of the image.
+        patch_size: The side of a patch.
+        stride: The distance between patches.
+
+    Raises:
+        ValueError: Some rows or columns belong to no patch.
+
+    >>> check_cut("example", "img_size", (20, 20), 8, 8)
+    Traceback (most recent call last):
+    ValueError: example: img_size must be 8 plus a multiple of 8, the patch and the stride, got (20, 20). The last...
+    """
+    if left := max((side - patch_size) % stride for side in size):
+        remedy = (
+            f"The last {left} rows or columns would never be read: crop or pad the images, for example to "
+            f"{tuple(side - (side - patch_size) % stride for side in size)}."
+        )
+        wanted = f"{patch_size} plus a multiple of {stride}, the patch and the stride"
+        raise errors.bad_argument(where, argument, tuple(size), wanted, remedy)
 
 
 class PatchEmbed(nnx.Module):
@@ -60,9 +86,15 @@ class PatchEmbed(nnx.Module):
             rngs=rngs,
         )
         self.proj = with_kinds(conv)
+        self.cut = patch_size, stride or patch_size
 
     def __call__(self, images: Float[Array, "b y x channels"]) -> Float[Array, "b l d"]:
-        """Tokens of channels-last images, row by row."""
+        """Tokens of channels-last images, row by row.
+
+        Raises:
+            ValueError: The last rows or columns of the images belong to no patch.
+        """
+        check_cut("PatchEmbed", "the size of images", images.shape[1:3], *self.cut)
         return rearrange(self.proj(images), "b y x d -> b (y x) d")
 
 
