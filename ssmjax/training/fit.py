@@ -18,11 +18,12 @@ from ssmjax.checkpoints.manifest import write_atomically
 from ssmjax.checkpoints.store import CheckpointStore
 from ssmjax.errors import as_int, as_nonnegative, bad_argument, require_flags, shape_of
 from ssmjax.paths import local_path
-from ssmjax.training.guards import StopSignals, TrainingDiverged, check_settings, model_settings
+from ssmjax.training.guards import StopSignals, TrainingDiverged
 from ssmjax.training.journal import Journal
 from ssmjax.training.prefetch import Prefetcher
 from ssmjax.training.profiling import ProfileWindow
 from ssmjax.training.recorder import Recorder
+from ssmjax.training.settings import check_settings, model_settings
 from ssmjax.training.state import Arrays, TrainState, commit, split_model
 from ssmjax.training.step import Batch, Loss, Metrics, Prepare, init_state, make_step
 

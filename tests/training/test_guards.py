@@ -12,8 +12,9 @@ import pytest
 
 from ssmjax.checkpoints.store import CheckpointStore
 from ssmjax.models.sequence_classifier import SequenceConfig
-from ssmjax.training.guards import StopSignals, TrainingDiverged, check_settings, model_settings
+from ssmjax.training.guards import StopSignals, TrainingDiverged
 from ssmjax.training.optim import adamw
+from ssmjax.training.settings import check_settings, model_settings
 from ssmjax.training.state import commit, split_model
 from ssmjax.training.step import init_state, make_step
 from tests.training.toy import loss, mlp, state_bytes, train, with_nan
