@@ -131,12 +131,13 @@ def _decoded(kinds: list[str], files: dict[str, Named], size: int | None, limit:
 
 
 def _decode(name: str, data: bytes, size: int | None) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+            image = ImageOps.exif_transpose(opened).convert("RGB")  # a camera notes how it was held
+    # Pillow's errors: of a file that is cut off or damaged, and of one whose pixels would fill the memory.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"load_image_folders: {name!r} cannot be read as an image ({error}).") from error
     if size is not None and image.size != (size, size):
         side = min(image.size)  # the middle square, as large as it is, and then its size

@@ -54,3 +54,30 @@ def test_errors(tmp_path):
         load_image_folders(tmp_path)
     with pytest.raises(ValueError, match=r"test_share must be between 0 and 1"):
         load_image_folders(tmp_path, test_share=1.0)
+
+
+def test_damaged_cut_and_huge_images_are_named(tmp_path, monkeypatch):
+    draw(tmp_path / "a", 3)
+    draw(tmp_path / "b", 3)
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "b" / "99.jpg")
+    whole = (tmp_path / "b" / "99.jpg").read_bytes()
+    for data in (b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + bytes(20), whole[:-100]):
+        (tmp_path / "b" / "99.jpg").write_bytes(data)
+        with pytest.raises(ValueError, match="'b/99.jpg' cannot be read as an image"):
+            load_image_folders(tmp_path, size=4)
+    (tmp_path / "b" / "99.jpg").write_bytes(whole)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="'b/99.jpg' cannot be read as an image .Image size"):
+        load_image_folders(tmp_path, size=4)
+
+
+def test_an_image_is_turned_upright(tmp_path):
+    draw(tmp_path / "a", 3, size=(8, 8))
+    draw(tmp_path / "b", 3, size=(8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # taken upside down
+    rows = np.zeros((8, 8, 3), np.uint8)
+    rows[4:] = 255
+    Image.fromarray(rows).save(tmp_path / "a" / "00.png", exif=exif)
+    image = load_image_folders(tmp_path).train_images[0]
+    assert image[0].min() == 255 and image[-1].max() == 0
