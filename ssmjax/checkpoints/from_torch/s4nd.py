@@ -27,6 +27,9 @@ TABLE = KeyTable(
     )
 )
 
+_PLAIN = {f"output_linear.{name}": f"output_linear.0.{name}" for name in ("weight", "bias")}
+"""The linear map's names where no activation follows it, `final_act=None`, and where one does."""
+
 # The original constructor's arguments: ours with the same meaning, and the original's default.
 _RENAMED: dict[str, tuple[str, Any]] = {
     "d_model": ("d_model", None),
@@ -94,7 +97,7 @@ def layer_arguments(arguments: Mapping[str, Any], state: Mapping[str, np.ndarray
     if ours["kernel"] == "s4d":
         return ours | {"discretization": theirs["disc"]}
     lengths = _lengths(ours["axes"])
-    check_needed(where, state, lengths, [*_names(state, ours["axes"]), *lengths])
+    check_needed(where, state, lengths, [*_names(state, ours["axes"]), *_PLAIN, *lengths])
     ours["l_max"] = tuple(int(state[name]) for name in lengths)
     if 0 in ours["l_max"]:
         remedy = "Run the original once on an input, and save it again."
@@ -114,7 +117,8 @@ def convert(
 
     Returns:
         Arrays by our names, as `checkpoints.arrays.set_model_arrays` takes them. The linear map that may follow the
-        layer (`linear=False`) is `output_linear.kernel` and `output_linear.bias`.
+        layer (`linear=False`) is `output_linear.kernel` and `output_linear.bias`, those of a `layers.Gate`: of the kind
+        "glu" with `final_act="glu"`, which doubles it, else of the kind "linear".
 
     Raises:
         ValueError: Names, shapes or dtypes are not those of such a layer (one message lists all differences), a
@@ -127,6 +131,7 @@ def convert(
     """
     ours = model_arrays(nnx.eval_shape(lambda: S4ND(**arguments, rngs=nnx.Rngs(0))))
     features, width = arguments["d_model"] * arguments.get("channels", 1), arguments["d_model"]
+    state = {_PLAIN.get(name, name): x for name, x in state.items()}
     if any(name.startswith("output_linear.") for name in state):
         out = state["output_linear.0.weight"].shape[0] if "output_linear.0.weight" in state else width
         ours["output_linear.kernel"] = jax.ShapeDtypeStruct((features, out), np.float32)
@@ -141,9 +146,15 @@ def convert(
     return table.to_ours(state, ours, where)
 
 
-def to_reference(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Converts arrays of ours, or gradients, to the original's names and layout; without the buffers `l_kernel`."""
-    return TABLE.to_source(arrays)
+def to_reference(arrays: Mapping[str, Any], final_act: str | None = "glu") -> dict[str, np.ndarray]:
+    """Converts arrays of ours, or gradients, to the original's names and layout; without the buffers `l_kernel`.
+
+    Args:
+        arrays: By our names.
+        final_act: The original's argument: with None the linear map is `output_linear` itself, else its first part.
+    """
+    names = {} if final_act is not None else {ours: theirs for theirs, ours in _PLAIN.items()}
+    return {names.get(name, name): x for name, x in TABLE.to_source(arrays).items()}
 
 
 def _check_lengths(state, l_max, where):

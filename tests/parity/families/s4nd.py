@@ -13,6 +13,7 @@ from flax import nnx
 
 from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
 from ssmjax.checkpoints.from_torch import s4nd
+from ssmjax.layers import Gate
 from ssmjax.layers.lti.s4nd import S4ND
 from tests.parity.harness import Dump, family
 
@@ -22,15 +23,20 @@ DESCRIPTION = ("module", "B", "shape")
 SHORT = {"H": "d_model", "N": "d_state"}
 
 
-class Gated(nnx.Module):
-    """A layer as the original has it with `linear=False, final_act="glu"`."""
+ACTIVATIONS = {"gelu": lambda x: jax.nn.gelu(x, approximate=False), "silu": jax.nn.silu, "relu": jax.nn.relu}
+ACTIVATIONS |= {"tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus, "swish": jax.nn.silu}
 
-    def __init__(self, layer: S4ND, features: int, rngs: nnx.Rngs):
-        self.layer = layer
-        self.output_linear = nnx.Linear(features, 2 * features, rngs=rngs)
+
+class WithOutput(nnx.Module):
+    """A layer as the original has it with `linear=False`: a GELU, a linear map and an activation follow."""
+
+    def __init__(self, layer: S4ND, features: int, final_act: str | None, rngs: nnx.Rngs):
+        self.layer, self.final_act = layer, final_act
+        kind = "glu" if final_act == "glu" else "linear"
+        self.output = Gate(features, channels=layer.channels, kind=kind, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jax.nn.glu(self.output_linear(jax.nn.gelu(self.layer(x), approximate=False)))
+        return ACTIVATIONS.get(self.final_act, lambda y: y)(self.output(self.layer(x)))
 
 
 @family("s4nd")
@@ -38,26 +44,34 @@ def run(dump: Dump) -> Mapping[str, np.ndarray]:
     theirs = {SHORT.get(name, name): value for name, value in dump.config.items() if name not in DESCRIPTION}
     state = dump.section("param/")
     arguments = s4nd.layer_arguments(theirs, state)
-    gated = not theirs["linear"]
-    model = nnx.eval_shape(lambda: _build(arguments, gated))
-    set_model_arrays(model, _nested(s4nd.convert(state, arguments), gated))
+    follows, final_act = not theirs.get("linear", True), theirs.get("final_act")
+    model = nnx.eval_shape(lambda: build(arguments, follows, final_act))
+    set_model_arrays(model, nested(s4nd.convert(state, arguments), follows))
     inputs = {name: jnp.moveaxis(x, 1, -1) for name, x in dump.inputs(["u", "w"]).items()}
     gradients, grad_u, y, kernels = _outputs_and_grads(model, inputs["u"], inputs["w"])
-    gradients = {name.removeprefix("layer."): x for name, x in model_arrays(gradients).items()}
+    gradients = {flat(name): x for name, x in model_arrays(gradients).items()}
     results = {f"out/K{i}": kernel for i, kernel in enumerate(kernels)}
     results |= {"out/y": np.moveaxis(y, -1, 1), "grad_in/u": np.moveaxis(grad_u, -1, 1)}
-    return results | {f"grad/{name}": x for name, x in s4nd.to_reference(gradients).items()}
+    return results | {f"grad/{name}": x for name, x in s4nd.to_reference(gradients, final_act).items()}
 
 
-def _build(arguments, gated):
+def build(arguments, follows, final_act):
+    """The layer, with what follows it."""
     layer = S4ND(**arguments, rngs=nnx.Rngs(0))
-    return Gated(layer, arguments["d_model"], nnx.Rngs(1)) if gated else layer
+    return WithOutput(layer, arguments["d_model"], final_act, nnx.Rngs(1)) if follows else layer
 
 
-def _nested(arrays, gated):
-    if not gated:
+def nested(arrays, follows):
+    """The converter's names as those of `WithOutput`."""
+    if not follows:
         return arrays
-    return {name if name.startswith("output_linear") else f"layer.{name}": x for name, x in arrays.items()}
+    output = {name: name.replace("output_linear", "output.out") for name in arrays if name.startswith("output_linear")}
+    return {output.get(name, f"layer.{name}"): x for name, x in arrays.items()}
+
+
+def flat(name):
+    """The inverse for one name."""
+    return name.removeprefix("layer.").replace("output.out", "output_linear")
 
 
 def _outputs_and_grads(model, u, w):
