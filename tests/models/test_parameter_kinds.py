@@ -10,6 +10,7 @@ import ssmjax
 from ssmjax.layers.common.parameters import DECAYED, ParameterKind
 from ssmjax.training.optim import decay_mask
 from ssmjax.training.parameter_info import parameter_info
+from tests.models.sizes import DISTINCT, OTHERS
 
 UNDECAYED = {"A", "D", "dt", "norm", "bias", "position", "token", "scale"}
 
@@ -18,7 +19,7 @@ def test_each_kind_is_decayed_or_not():
     assert DECAYED | UNDECAYED == set(get_args(ParameterKind)) and not DECAYED & UNDECAYED
 
 
-@pytest.mark.parametrize("name", ssmjax.list_models())
+@pytest.mark.parametrize("name", [*DISTINCT, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_every_parameter_says_what_it_is(name):
     state = nnx.state(nnx.eval_shape(lambda: ssmjax.create_model(name)), nnx.Param)
     info = parameter_info(state)

@@ -15,18 +15,9 @@ import ssmjax
 from ssmjax.models import registry
 from ssmjax.models.config import check_fields
 from tests.layers import quick
+from tests.models.sizes import DISTINCT, NAMES, OTHERS
 
-NAMES = ssmjax.list_models()
-CASES = [(name, name) for name in NAMES]
-
-
-def distinct_when_tiny():
-    """One name for each configuration that is left when sizes are made tiny: equal ones would be tested twice."""
-    configs = {}
-    for name in NAMES:
-        config = ssmjax.model_config(name)
-        configs.setdefault(dataclasses.replace(config, **registry.get_family(registry.family_of(config)).tiny), name)
-    return [(name, name) for name in configs.values()]
+DISTINCT_CASES = [(name, name) for name in DISTINCT]
 
 
 def tiny(name, **overrides):
@@ -57,27 +48,38 @@ def output_shape(config):
     return 2, *getattr(config, "output_shape", (getattr(config, "outputs", getattr(config, "num_classes", None)),))
 
 
+def check_full_size(name):
+    """Shapes and dtypes, without computing anything."""
+    config = ssmjax.model_config(name)
+    family = registry.get_family(registry.family_of(config))
+    definition, state = nnx.split(nnx.eval_shape(lambda: ssmjax.create_model(name)))
+    inputs = family.inputs(config, 2)
+    out = jax.eval_shape(lambda state, x: nnx.merge(definition, state)(**x), state, inputs)
+    chex.assert_shape(out, output_shape(config))
+    chex.assert_type(out, jnp.float32)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_full_size_of_the_others(name):
+    check_full_size(name)
+
+
 class EveryModelTest(chex.TestCase):
-    @parameterized.named_parameters(*CASES)
+    @parameterized.named_parameters(*DISTINCT_CASES)
     def test_full_size(self, name):
-        config = ssmjax.model_config(name)
-        family = registry.get_family(registry.family_of(config))
-        definition, state = nnx.split(nnx.eval_shape(lambda: ssmjax.create_model(name)))
-        inputs = family.inputs(config, 2)
-        out = jax.eval_shape(lambda state, x: nnx.merge(definition, state)(**x), state, inputs)
-        chex.assert_shape(out, output_shape(config))
-        chex.assert_type(out, jnp.float32)
-        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state))
+        check_full_size(name)
 
     @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.named_parameters(*distinct_when_tiny())
+    @parameterized.named_parameters(*DISTINCT_CASES)
     def test_forward(self, name):
         model, _ = lively(name)
         definition, state = nnx.split(model)
         out = self.variant(lambda state, x: nnx.merge(definition, state)(**x))(state, arguments(model.config))
         _check(model, out)
 
-    @parameterized.named_parameters(*distinct_when_tiny())
+    @parameterized.named_parameters(*DISTINCT_CASES)
     def test_forward_and_gradients_in_bfloat16(self, name):
         model, _ = lively(name, dtype="bfloat16")
         definition, state = nnx.split(model)

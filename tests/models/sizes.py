@@ -1,0 +1,23 @@
+"""Which of the registered models the default tests look at: one of each kind; slow tests look at its other sizes."""
+
+import dataclasses
+
+import ssmjax
+from ssmjax.models import registry
+
+__all__ = ["DISTINCT", "NAMES", "OTHERS"]
+
+NAMES = ssmjax.list_models()
+
+
+def _distinct_when_tiny() -> list[str]:
+    """One name for each configuration that is left when sizes are made tiny: equal ones would be tested twice."""
+    configs: dict[object, str] = {}
+    for name in NAMES:
+        config = ssmjax.model_config(name)
+        configs.setdefault(dataclasses.replace(config, **registry.get_family(registry.family_of(config)).tiny), name)
+    return list(configs.values())
+
+
+DISTINCT = _distinct_when_tiny()
+OTHERS = [name for name in NAMES if name not in DISTINCT]
