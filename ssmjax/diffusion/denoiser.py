@@ -88,11 +88,11 @@ def predictor(
     """The function `(images, time) -> prediction` of a sampler; `scale` None does not guide."""
 
     def plain(x: Array, time: Array) -> jax.Array:
-        return model(x, jnp.broadcast_to(time, (len(x),)), labels)
+        return model(x, jnp.broadcast_to(time, (len(x),)), labels, train=False)
 
     def guided(x: Array, time: Array) -> jax.Array:
         both = jnp.concatenate([labels, jnp.full_like(labels, model.null_label)])
-        out = model(jnp.concatenate([x, x]), jnp.broadcast_to(time, (2 * len(x),)), both)
+        out = model(jnp.concatenate([x, x]), jnp.broadcast_to(time, (2 * len(x),)), both, train=False)
         return guide(*jnp.split(out, 2), scale, channels)
 
     return plain if scale is None else guided

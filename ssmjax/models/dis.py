@@ -206,7 +206,8 @@ class DiS(nnx.Module):
     >>> import jax.numpy as jnp
     >>> config = DiSConfig(img_size=8, patch_size=4, d_model=16, depth=2, num_classes=10)
     >>> model = DiS(config, rngs=nnx.Rngs(0))
-    >>> nnx.jit(model)(jnp.zeros((2, 8, 8, 3)), jnp.array([5, 900]), jnp.array([1, 7])).shape
+    >>> predict = nnx.jit(lambda model, *inputs: model(*inputs))
+    >>> predict(model, jnp.zeros((2, 8, 8, 3)), jnp.array([5, 900]), jnp.array([1, 7])).shape
     (2, 8, 8, 6)
     """
 

@@ -61,7 +61,7 @@ class S4ND(nnx.Module):
 
     >>> import jax, jax.numpy as jnp
     >>> layer = S4ND(8, d_state=4, rngs=nnx.Rngs(0))
-    >>> jax.jit(layer)(jnp.ones((2, 6, 5, 8))).shape
+    >>> nnx.jit(S4ND.__call__)(layer, jnp.ones((2, 6, 5, 8))).shape
     (2, 6, 5, 8)
     """
 
