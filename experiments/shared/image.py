@@ -19,7 +19,20 @@ from ssmjax.training.losses import softmax_cross_entropy
 from ssmjax.training.optim import adamw
 from ssmjax.training.step import Prepare
 
-__all__ = ["SETS", "Config", "Experiment", "ImageSet", "build", "load", "make_prepare", "optimizer", "resolve", "run"]
+__all__ = [
+    "SETS",
+    "Config",
+    "Experiment",
+    "ImageSet",
+    "build",
+    "load",
+    "make_prepare",
+    "optimizer",
+    "resolve",
+    "run",
+    "smoke",
+    "train_seed",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +122,10 @@ def run(experiment: Experiment, config: Config) -> dict[str, Any]:
     """
     command = common.command(experiment.name, config, type(config)())
     config = resolve(experiment, config)
-    data = load(config) if experiment.load is None else _smoke(config, experiment.load(config))
+    data = load(config) if experiment.load is None else smoke(config, experiment.load(config))
     enable_compilation_cache()
     classifier.announce(data, config.model, config.dtype)
-    runs = [_train(experiment, config, data, config.seed + i) for i in range(config.seeds)]
+    runs = [train_seed(experiment, config, data, config.seed + i) for i in range(config.seeds)]
     published = experiment.published(config)
     return classifier.conclude(
         experiment.name,
@@ -154,10 +167,10 @@ def load(config: Config) -> ImageData:
     size = SETS[config.data].img_size
     if data.image_shape[0] != size:
         data = data.resized(size)
-    return _smoke(config, data)
+    return smoke(config, data)
 
 
-def _smoke(config: Config, data: ImageData) -> ImageData:
+def smoke(config: Config, data: ImageData) -> ImageData:
     """The first images only, in a smoke run."""
     if config.smoke:
         names = ("train_images", "train_labels", "test_images", "test_labels")
@@ -228,7 +241,7 @@ def describe(data: ImageData) -> dict[str, Any]:
     }
 
 
-def _train(experiment: Experiment, config: Any, data: ImageData, seed: int) -> dict[str, Any]:
+def train_seed(experiment: Experiment, config: Any, data: ImageData, seed: int) -> dict[str, Any]:
     """Trains and evaluates one seed; goes on from its checkpoints if there are any."""
     name = experiment.name
     folder = f"{name}-{config.data}-{config.model}-{common.config_digest(config)}"

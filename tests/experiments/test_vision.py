@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import mambavision_cifar100, vmamba_imagenet20
+from experiments import finetune_images, mambavision_cifar100, vmamba_imagenet20
 from experiments.shared import image
 from experiments.vmamba_imagenet20 import Config
 from ssmjax.data import ImageData
@@ -62,3 +62,18 @@ def test_mambavision_names_its_claims():
     assert image.result_name(mambavision_cifar100.EXPERIMENT, config) == "mambavision_cifar100"
     config = image.resolve(mambavision_cifar100.EXPERIMENT, dataclasses.replace(config, data="digits", model=None))
     assert config.model == "mambavision_nano"
+
+
+def test_the_page_escapes_names_and_puts_wrong_ones_first():
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    text = finetune_images.page("t", ["<b>", "dog"], images, np.array([0, 0, 1]), chances)
+    assert "1 of 3 are right" in text and "&lt;b&gt;" in text and "<b><b>" not in text
+    kinds = [part[:5] for part in text.split('<figure class="')[1:]]
+    assert kinds == ["wrong", "wrong", "right"]
+    assert text.index("dog 80 %") < text.index("&lt;b&gt; 60 %")
+
+
+def test_finetune_images_wants_a_folder():
+    with pytest.raises(ValueError, match="data must be a folder or an archive"):
+        finetune_images.main()

@@ -32,7 +32,9 @@ def lively(make, seed=1):
     def draw(path, spec):
         noise = rng.standard_normal(spec.shape)
         name = jax.tree_util.keystr(path)
-        if "kernel" in name:
+        if any(f"'{conv}'" in name for conv in ("conv", "conv1", "conv2")) and len(spec.shape) > 3:
+            noise = noise / np.prod(spec.shape[-4:-1]) ** 0.5
+        elif "kernel" in name:
             noise = noise / np.prod(spec.shape[-2:-1] if "conv1d" not in name else (2,)) ** 0.5
         elif "A_log" in name or "A_b_log" in name:
             noise = np.log(np.arange(1, spec.shape[-1] + 1)) + 0.3 * noise
