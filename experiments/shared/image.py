@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -244,7 +245,7 @@ def describe(data: ImageData) -> dict[str, Any]:
 def train_seed(experiment: Experiment, config: Any, data: ImageData, seed: int) -> dict[str, Any]:
     """Trains and evaluates one seed; goes on from its checkpoints if there are any."""
     name = experiment.name
-    folder = f"{name}-{config.data}-{config.model}-{common.config_digest(config)}"
+    folder = f"{name}-{Path(config.data).name}-{config.model}-{common.config_digest(config)}"
     batch_size = min(config.batch_size, len(data.test_images))
     job = classifier.Job(
         model=experiment.build(config, data, seed) if experiment.build else build(experiment, config, data, seed),

@@ -5,11 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from experiments import finetune_images, mambavision_cifar100, vmamba_imagenet20
+from experiments import finetune_images, mambavision_cifar100, vision_shootout, vmamba_imagenet20
 from experiments.shared import image
 from experiments.vmamba_imagenet20 import Config
 from ssmjax.data import ImageData
+from ssmjax.models.summary import count_parameters
 
 
 def test_each_row_of_the_table_is_a_claim_of_its_own():
@@ -77,3 +79,17 @@ def test_the_page_escapes_names_and_puts_wrong_ones_first():
 def test_finetune_images_wants_a_folder():
     with pytest.raises(ValueError, match="data must be a folder or an archive"):
         finetune_images.main()
+
+
+def test_the_shootout_is_of_equal_sizes():
+    sizes = {}
+    for label in vision_shootout.MODELS:
+        config = dataclasses.replace(vision_shootout.Config(), dtype="float32")
+        model = nnx.eval_shape(lambda label=label, config=config: vision_shootout.create(config, label, 64, 10, 3, 0))
+        sizes[label] = count_parameters(model)
+    assert min(sizes.values()) > 2_600_000 and max(sizes.values()) < 3_050_000, sizes
+
+
+def test_the_shootout_refuses_an_unknown_model():
+    with pytest.raises(ValueError, match="Unknown model 'resnet'"):
+        vision_shootout.resolve(vision_shootout.Config(models=("resnet",)))
