@@ -41,6 +41,9 @@ test-parity: .venv/.ready  ## compare with reference dumps: make test-parity DIR
 test-reliability: .venv/.ready  ## kill -9, corrupted files, determinism
 	@$(RUN) -m pytest -m reliability
 
+test-gpu: .venv/.ready  ## the kernels on this machine's GPU against float64; recorded in benchmarks/results
+	@$(RUN) -m tests.gpu
+
 test-notebooks: .venv/.ready  ## execute the notebooks in smoke form
 	@$(RUN) -m pytest -m notebook
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from benchmarks import peers
+from benchmarks import peers, scan_peer
 from benchmarks.cases import CASES as OP_CASES
 from benchmarks.cases import Case
 from benchmarks.layer_cases import LAYER_CASES
@@ -43,7 +43,8 @@ class Config:
     Attributes:
         op: Ops and layers to time; by default all, or with `peer` the layers that have one.
         shapes: Shapes such as `2x1024x256x16` (b l e n); each op's default otherwise.
-        peer: A folder with sources of the original implementations, which are timed in turns with ours.
+        peer: A folder with sources of the original implementations, which are timed in turns with ours; with a built
+            mamba_ssm only the selective scan is, in bfloat16 on a GPU.
         dtype: float32 or bfloat16.
         rounds: Timed runs of each variant.
         memory_length: Length at which the selective scan's peak memory is compiled, not run; 0 for none.
@@ -64,6 +65,9 @@ def main(config: Config) -> list[dict]:
     for op in config.op:
         if op not in CASES:
             raise errors.unknown_name("benchmark", op, list(CASES))
+    scan = scan_peer.find(config.peer) if config.peer else None
+    if scan:
+        return _write(config, scan_peer.run(scan, config.shapes or scan_peer.SHAPES, config.rounds))
     sources = peers.find_sources(config.peer) if config.peer else {}
     chosen = config.op or tuple(sources) or tuple(CASES)
     bytes_per_second = bandwidth()
@@ -82,6 +86,11 @@ def main(config: Config) -> list[dict]:
         measured = _measure_memory(shape)
         records += measured
         _print_memory(shape, measured)
+    return _write(config, records)
+
+
+def _write(config: Config, records: list[dict]) -> list[dict]:
+    """Adds where the numbers come from, and puts the records in the results file."""
     source = stamp()
     records = [record | source for record in records]
     out = config.out or pathlib.Path(__file__).parent / "results" / f"{source['device']}.json"

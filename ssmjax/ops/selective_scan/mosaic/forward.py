@@ -5,12 +5,14 @@ step to the last; with two warpgroups each has half of the states, and their par
 Tiles of x, dt, z, B and C are copied to shared memory ahead of their use. The bounds are the exponentials (16 a clock
 and multiprocessor) and the issue slots; memory is read and written once.
 
+Where there are few programs, a third warpgroup prepares the next tile and finishes the last one meanwhile
+(`forward_helper`).
+
 Long sequences of few channels are cut into chunks that run at the same time: a first kernel (`ends`) finds what each
 chunk adds to the state and how much it decays it, and each program of the second folds the chunks before its own.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ssmjax.ops.selective_scan.mosaic import parts
+from ssmjax.ops.selective_scan.mosaic import forward_helper, parts, steps
 from ssmjax.ops.selective_scan.mosaic.plan import CHANNELS, KEPT, Plan
 
 __all__ = ["forward"]
@@ -58,7 +60,8 @@ def forward(plan: Plan, arrays: dict, keep_states: bool) -> dict:
     if keep_states:
         outputs["states"] = jax.ShapeDtypeStruct((b, plan.stored(), plan.n, e), f32)
     body = functools.partial(_program, plan, ends=False)
-    return parts.launch(body, arrays | totals, outputs, _scratch(plan, arrays, ends=False), grid, tile.groups)
+    scratch = _scratch(plan, arrays, ends=False)
+    return parts.launch(body, arrays | totals, outputs, scratch, grid, tile.groups + tile.helper)
 
 
 def _chunk_outputs(plan: Plan, b: int) -> dict:
@@ -86,12 +89,13 @@ def _scratch(plan: Plan, arrays: dict, *, ends: bool) -> dict:
             scratch[f"{name}_row"] = plgpu.SMEM((2, q, plan.n), f32)
         elif name == "kept":
             scratch["kept_tile"] = plgpu.SMEM((s, q, KEPT), f32)
+    turns = 2 if tile.helper and not ends else 1
     if plan.changes_dt and tile.groups > 1:
-        scratch["step"] = plgpu.SMEM((q, CHANNELS), f32)
+        scratch["step"] = plgpu.SMEM((turns, q, CHANNELS), f32)
     if not ends:
         scratch["y_tile"] = plgpu.SMEM((2, q, CHANNELS), arrays["x"].dtype)
         if tile.groups > 1:
-            scratch["part"] = plgpu.SMEM((tile.groups, q, CHANNELS), f32)
+            scratch["part"] = plgpu.SMEM((turns, tile.groups, q, CHANNELS), f32)
     copies = sum(name.endswith("_tile") for name in scratch) - ("y_tile" in scratch)
     scratch["arrived"] = plgpu.Barrier(num_arrivals=copies, num_barriers=s)
     return scratch
@@ -101,27 +105,21 @@ def _program(plan: Plan, refs: dict, w: int, *, ends: bool) -> None:
     """One warpgroup's part of a program: all time steps of its states."""
     place = parts.Place(plan, plan.forward)
     b, c, ch = place.b, place.c, place.channels
-    mine = [w * (plan.n // plan.forward.groups) + k for k in range(plan.n // plan.forward.groups)]
+    mine = [w % plan.forward.groups * (plan.n // plan.forward.groups) + k for k in range(plan.n // plan.forward.groups)]
     A = [refs["A"][k, ch] * parts.LOG2E for k in mine]
     zero = A[0] * 0.0
     refs = refs | {f"{name}_here": refs[name][ch] for name in ("D", "bias") if name in refs}
-    if w == 0:
+    if w == plan.forward.groups:
+        return forward_helper.help_out(plan, refs, place)
+    if w == 0 and not (plan.forward.helper and not ends):
         for i in range(min(plan.forward.slots, place.blocks)):
-            _fetch(refs, place, i, i)
-    h = [zero] * len(mine)
-    if plan.start and not ends:
-        h = [refs["start"][b, k, ch] for k in mine]
-    if plan.forward.chunks > 1 and not ends:
-        kept = (lambda j: refs["chunk_kept"][b, j, ch]) if plan.segments else None
-        h = parts.fold(
-            A,
-            h,
-            kept,
-            lambda j: refs["chunk_sums"][b, j, ch],
-            lambda j, m: refs["chunk_ends"][b, j, mine[m], ch],
-            (0, c, 1),
-        )
-    scan = functools.partial(_tile, plan, refs, place, w, mine, A, ends)
+            steps.fetch(refs, place, i, i)
+    h = [zero] * len(mine) if ends else steps.start(plan, refs, place, mine, A)
+    if plan.forward.helper and not ends:
+        parts.meet_program(plan.forward.groups + 1)
+        scan = functools.partial(forward_helper.scan_tile, plan, refs, place, w, mine, A)
+    else:
+        scan = functools.partial(_tile, plan, refs, place, w, mine, A, ends)
     h, total, kept = lax.fori_loop(0, place.blocks, scan, (tuple(h), zero, zero + 1.0))
     if ends:
         for k, v in zip(mine, h, strict=True):
@@ -140,19 +138,6 @@ def _program(plan: Plan, refs: dict, w: int, *, ends: bool) -> None:
                 refs["end"][b, k, ch] = v
 
 
-def _fetch(refs: dict, place: parts.Place, i, slot) -> None:
-    """Begins the copies of tile i of this chunk to shared memory."""
-    times = pl.ds(place.block(i) * place.tile.steps, place.tile.steps)
-    for name in ("x", "dt", "z", "B", "C", "kept"):
-        if name not in refs or f"{name}_tile" not in refs:
-            continue
-        if name in ("B", "C"):
-            source = place.matrix(refs[name], times)
-        else:
-            source = refs[name].at[(place.b, times) if name == "kept" else (place.b, times, place.channels)]
-        plgpu.copy_gmem_to_smem(source, refs[f"{name}_tile"].at[slot], refs["arrived"].at[slot])
-
-
 def _tile(plan, refs, place, w, mine, A, ends, i, carry):
     """The steps of one tile; the carry is the states, the sum of step sizes and whether no reset was met."""
     tile = plan.forward
@@ -162,30 +147,13 @@ def _tile(plan, refs, place, w, mine, A, ends, i, carry):
         if w == k % tile.groups:
             refs[f"{name}_row"][turn] = refs[f"{name}_tile"][slot].astype(f32)
     if "step" in refs:
-        _store_step_sizes(plan, refs, place, w, p, slot)
+        share = tile.steps // tile.groups
+        steps.store_step_sizes(plan, refs, place, range(w * share, w * share + share), p, slot, 0)
     if not ends:
         plgpu.wait_smem_to_gmem(1, wait_read_only=True)
     parts.meet_program(tile.groups)
 
-    def several(s, carry):
-        h, total, kept = carry
-        _store_states(plan, refs, place, mine, p, s, h)
-        rows = [place.row(s * tile.unroll + j) for j in range(tile.unroll)]
-        inputs = [_inputs(plan, refs, place, p, slot, row) for row in rows]  # loaded before anything is stored
-        ys = []
-        for row, (d, x, keep) in zip(rows, inputs, strict=True):
-            h, y = _step(refs, h, A, d, d * x, turn, row, mine, keep, ends)
-            ys.append(y)
-            if ends:
-                total, kept = total + d, (kept if keep is None else kept * keep)
-        if not ends:
-            for row, y in zip(rows, ys, strict=True):
-                if tile.groups > 1:
-                    refs["part"][w, row] = y
-                else:
-                    _store_output(plan, refs, place, slot, turn, row, y)
-        return tuple(h), total, kept
-
+    several = functools.partial(steps.several, plan, refs, place, w, mine, A, ends, p, slot, turn)
     carry = lax.fori_loop(0, tile.steps // tile.unroll, several, carry)
     if not ends:
         _send(plan, refs, place, w, slot, p, turn)
@@ -195,73 +163,9 @@ def _tile(plan, refs, place, w, mine, A, ends, i, carry):
 
         @pl.when(i + tile.slots < place.blocks)
         def _():
-            _fetch(refs, place, i + tile.slots, slot)
+            steps.fetch(refs, place, i + tile.slots, slot)
 
     return carry
-
-
-def _step(refs, h, A, d, du, turn, row, mine, keep, ends):
-    """One time step: the states after it and this warpgroup's part of the sum of C h."""
-    here = (turn, row, pl.ds(mine[0], len(mine)))
-    B = parts.row(refs["B_row"].at[here], len(mine))
-    C = None if ends else parts.row(refs["C_row"].at[here], len(mine))
-    h, sums = list(h), [None, None]
-    for k in range(len(mine)):
-        a = jnp.exp2(d * A[k])
-        h[k] = (a if keep is None else a * keep) * h[k] + du * B[k]
-        if not ends:  # two sums, so that an addition need not wait for the one before
-            sums[k % 2] = h[k] * C[k] if sums[k % 2] is None else sums[k % 2] + h[k] * C[k]
-    return h, None if ends else sums[0] + sums[1]
-
-
-def _inputs(plan, refs, place, p, slot, row):
-    """A time step's step size, x, and whether the state is kept."""
-    x = refs["x_tile"][slot, row].astype(f32)
-    keep = refs["kept_tile"][slot, row, 0] if plan.segments else None
-    if "step" in refs:
-        return refs["step"][row], x, keep
-    raw = refs["dt_tile"][slot, row].astype(f32)
-    d = parts.step_size(plan, raw, refs.get("bias_here"), place.inside(p, row)) if plan.changes_dt else raw
-    return d, x, keep
-
-
-def _store_step_sizes(plan, refs, place, w, p, slot) -> None:
-    """This warpgroup's share of the tile's step sizes, for all warpgroups."""
-    share = plan.forward.steps // plan.forward.groups
-
-    def one(r, _):
-        row = w * share + r
-        raw = refs["dt_tile"][slot, row].astype(f32)
-        refs["step"][row] = parts.step_size(plan, raw, refs.get("bias_here"), place.inside(p, row))
-        return _
-
-    lax.fori_loop(0, share, one, 0, unroll=math.gcd(share, 4))
-
-
-def _store_states(plan, refs, place, mine, p, s, h) -> None:
-    """The states before a step whose place is a multiple of the backward pass's tiles."""
-    if "states" not in refs:
-        return
-    every, tile = plan.backward.steps, plan.forward
-    before = s * tile.unroll
-    index = p * (tile.steps // every) + (
-        lax.div(tile.steps - before, every) - 1 if plan.reverse else lax.div(before, every)
-    )
-
-    @pl.when(lax.rem(before, every) == 0)
-    def _():
-        for k, v in zip(mine, h, strict=True):
-            refs["states"][place.b, index, k, place.channels] = v
-
-
-def _store_output(plan, refs, place, slot, turn, row, y) -> None:
-    """Adds the skip, multiplies with the gate."""
-    if plan.skip:
-        y = y + refs["D_here"] * refs["x_tile"][slot, row].astype(f32)
-    if plan.gate:
-        z = refs["z_tile"][slot, row].astype(f32)
-        y = y * (z * parts.sigmoid(z))
-    refs["y_tile"][turn, row] = y.astype(refs["y_tile"].dtype)
 
 
 def _send(plan, refs, place, w, slot, p, turn) -> None:
@@ -271,15 +175,7 @@ def _send(plan, refs, place, w, slot, p, turn) -> None:
     if tile.groups > 1:
         parts.meet_program(tile.groups)
 
-        def one(r, _):
-            row = w * share + r
-            y = refs["part"][0, row]
-            for k in range(1, tile.groups):
-                y = y + refs["part"][k, row]
-            _store_output(plan, refs, place, slot, turn, row, y)
-            return _
-
-        lax.fori_loop(0, share, one, 0, unroll=math.gcd(share, 8))
+        steps.store_outputs(plan, refs, place, range(w * share, w * share + share), slot, turn, 0)
     plgpu.commit_smem()
     rows = pl.ds(w * share, share)
     times = pl.ds(p * tile.steps + w * share, share)

@@ -4,6 +4,7 @@ Inside a kernel a float32 array of shape (128,) is one register of each thread o
 """
 
 import functools
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,12 +25,14 @@ __all__ = [
     "Place",
     "add_products",
     "fold",
+    "in_batches",
     "launch",
     "meet_program",
     "meet_warpgroup",
     "row",
     "sigmoid",
     "step_size",
+    "store_products",
     "store_sums",
 ]
 
@@ -179,8 +182,22 @@ def fold(A, h, kept, sums, ends, chunks):
     return lax.fori_loop(0, count, pass_one, tuple(h))
 
 
-def add_products(values, out, *, exact: bool) -> None:
-    """Sums each of 16 products over the channels of a warp's 8 threads that a tensor core can add; stores partial sums.
+def in_batches(rows: range, some) -> None:
+    """Calls `some` with 8 rows at a time, or as many as divide them.
+
+    What is done with a batch should load all it needs before it stores anything: no load is moved over a store.
+    """
+    size = math.gcd(len(rows), 8)
+
+    def batch(i, nothing):
+        some([rows.start + i * size + j for j in range(size)])
+        return nothing
+
+    lax.fori_loop(0, len(rows) // size, batch, 0)
+
+
+def add_products(values, *, exact: bool) -> tuple:
+    """Sums 16 products over the channels of a warp as far as a tensor core can; returns each thread's two partial sums.
 
     The products of a thread are a column fragment of `mma.m16n8k16`; multiplied with constant matrices that have a
     single one in each row, those of one product meet in one row of the result, 8 partial sums each, of which a thread
@@ -188,15 +205,14 @@ def add_products(values, out, *, exact: bool) -> None:
 
     Args:
         values: 16 arrays (128,).
-        out: Shared memory, (16, ROW) float32.
         exact: Adds three bfloat16 parts of every product, which are all of its bits, instead of one.
     """
+    one = plgpu.ShapeDtypeStruct((CHANNELS,), jnp.float32, layout=CHANNEL)
 
-    @plgpu.inline_mgpu(arg_types=(*(CHANNEL,) * 16, plgpu.RefType()))
-    def run(ctx, *args):
-        *values, out = args
+    @plgpu.inline_mgpu(arg_types=(CHANNEL,) * 16, return_type=(one, one))
+    def run(ctx, *values):
         values = [_value(v) for v in values]
-        lane, warp = _lane_and_warp()
+        lane, _ = _lane_and_warp()
         selectors = _selectors(lane)
         zero_i, zero_f = _i32(0), arith.constant(ir.F32Type.get(), 0.0)
         acc = [zero_f] * 4
@@ -210,13 +226,24 @@ def add_products(values, out, *, exact: bool) -> None:
                 if exact and part < 2:
                     highs = [half for packed in b for half in _unpack(packed)]
                     rest = [arith.subf(v, high) for v, high in zip(rest, highs, strict=True)]
+        return _channel(arith.addf(acc[0], acc[1])), _channel(arith.addf(acc[2], acc[3]))
+
+    return run(*values)
+
+
+def store_products(sums, out) -> None:
+    """Stores the partial sums of `add_products` in shared memory, (16, ROW) float32."""
+
+    @plgpu.inline_mgpu(arg_types=(CHANNEL, CHANNEL, plgpu.RefType()))
+    def run(ctx, low, high, out):
+        lane, warp = _lane_and_warp()
         four = _i32(4)
         r = _to_index(arith.divui(lane, four))
         c = _to_index(arith.addi(arith.muli(warp, four), arith.remui(lane, four)))
-        memref.store(arith.addf(acc[0], acc[1]), out, [r, c])
-        memref.store(arith.addf(acc[2], acc[3]), out, [arith.addi(r, _index(8)), c])
+        memref.store(_value(low), out, [r, c])
+        memref.store(_value(high), out, [arith.addi(r, _index(8)), c])
 
-    run(*values, out)
+    run(*sums, out)
 
 
 def store_sums(ref, out, count: int) -> None:

@@ -32,6 +32,7 @@ class Tile:
         groups: Warpgroups of a program, which share the states of its channels.
         chunks: Pieces that the sequence is cut into, which run at the same time.
         slots: Tiles in flight.
+        helper: Whether one more warpgroup prepares and finishes tiles; with two others and three slots.
     """
 
     steps: int
@@ -39,6 +40,7 @@ class Tile:
     groups: int
     chunks: int = 1
     slots: int = 2
+    helper: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,33 +100,40 @@ Widths = Mapping[str, int]
 def choose_tiles(b: int, l: int, e: int, n: int, widths: Widths, *, changes_dt: bool) -> tuple[Tile, Tile]:
     """Launch parameters of the forward and the backward kernel.
 
-    A program must fit the shared memory; the sequence should be little longer when it is filled up to whole tiles; and
-    there should be programs for every multiprocessor, by chunks of a long sequence if need be.
+    A program must fit the shared memory, the sequence should be little longer when it is filled up to whole tiles, and
+    there should be programs for every multiprocessor, by chunks of a long sequence if need be. The backward kernel
+    fills a multiprocessor with one program, for which a helper pays; the forward kernel has one only where there are
+    so few programs, and else several small ones.
     """
     programs = b * e // CHANNELS
-    groups = max(1, n // 8)
     unit = 128 // n  # a tile of B is read by 128 threads
-    tried = range(unit, 40, unit)
-    back = _cheapest(l, [q for q in tried if _backward_bytes(q, 4, n, groups, widths, changes_dt) <= SHARED_BYTES])
-    forward_groups = groups if programs < 2 * MULTIPROCESSORS else 1
-    limit = SHARED_BYTES if programs < 2 * MULTIPROCESSORS else SHARED_BYTES // 3
-    steps = [back * k for k in range(1, 65 // back + 1)]
-    fitting = [q for q in steps if _forward_bytes(q, n, forward_groups, widths, changes_dt) <= limit]
-    front = _cheapest(l, fitting or [back])
-    forward = Tile(front, 8, forward_groups, _chunks(programs, l, front, 2))
-    return forward, Tile(back, 4, groups, _chunks(programs, l, back, 1))
+
+    def fits(size, tile, limit=SHARED_BYTES):
+        return size(tile, n, widths, changes_dt) <= limit
+
+    whole = n == 16
+    backward = [Tile(q, 4, n // 8, slots=2 + whole, helper=whole) for q in range(unit, 25 if whole else 33, unit)]
+    backward = _cheapest(l, [tile for tile in backward if fits(_backward_bytes, tile)])
+    backward = dataclasses.replace(backward, chunks=_chunks(programs, l, backward.steps, 1))
+    chunks = _chunks(programs, l, 2 * backward.steps, 2)
+    alone = whole and chunks == 1 and programs <= MULTIPROCESSORS
+    steps = range(backward.steps, 65, backward.steps)
+    if alone:
+        forward = [Tile(q, 8, 2, slots=3, helper=True) for q in steps]
+        forward = [tile for tile in forward if fits(_forward_bytes, tile)]
+    else:
+        forward = [Tile(q, 8, 1) for q in steps if q <= 48]
+        forward = [tile for tile in forward if fits(_forward_bytes, tile, SHARED_BYTES // 3)] or forward[:1]
+    return dataclasses.replace(_cheapest(l, forward), chunks=chunks), backward
 
 
 def shared_bytes(n: int, forward: Tile, backward: Tile, widths: Widths, *, changes_dt: bool) -> tuple[int, int]:
     """Shared memory of a program of each kernel."""
-    return (
-        _forward_bytes(forward.steps, n, forward.groups, widths, changes_dt),
-        _backward_bytes(backward.steps, backward.unroll, n, backward.groups, widths, changes_dt),
-    )
+    return _forward_bytes(forward, n, widths, changes_dt), _backward_bytes(backward, n, widths, changes_dt)
 
 
-def _cheapest(l: int, steps: list[int]) -> int:
-    return min(reversed(steps), key=lambda q: math.ceil(l / q) * (q + TILE_OVERHEAD))
+def _cheapest(l: int, tiles: list[Tile]) -> Tile:
+    return min(reversed(tiles), key=lambda tile: math.ceil(l / tile.steps) * (tile.steps + TILE_OVERHEAD))
 
 
 def _chunks(programs: int, l: int, steps: int, waves: int) -> int:
@@ -134,19 +143,21 @@ def _chunks(programs: int, l: int, steps: int, waves: int) -> int:
     return max(1, min(waves * MULTIPROCESSORS // programs, math.ceil(l / steps) // 4))
 
 
-def _tiles_bytes(q: int, n: int, widths: Widths) -> int:
+def _tiles_bytes(n: int, widths: Widths) -> int:
+    """A time step of the tiles that are copied in."""
     rows = sum(width for name, width in widths.items() if name in ("x", "dt", "z")) * CHANNELS
-    return q * (rows + n * (widths["B"] + widths["C"]) + 4 * KEPT * ("kept" in widths))
+    return rows + n * (widths["B"] + widths["C"]) + 4 * KEPT * ("kept" in widths)
 
 
-def _forward_bytes(q: int, n: int, groups: int, widths: Widths, changes_dt: bool) -> int:
-    parts = 4 * CHANNELS * groups if groups > 1 else 0
-    step = 4 * CHANNELS if groups > 1 and changes_dt else 0
-    return 2 * _tiles_bytes(q, n, widths) + q * (2 * CHANNELS * widths["x"] + 4 * 4 * n + parts + step)
+def _forward_bytes(tile: Tile, n: int, widths: Widths, changes_dt: bool) -> int:
+    parts = 4 * CHANNELS * (tile.groups + changes_dt) * (1 + tile.helper) if tile.groups > 1 else 0
+    return tile.steps * (tile.slots * _tiles_bytes(n, widths) + 2 * CHANNELS * widths["x"] + 4 * 4 * n + parts)
 
 
-def _backward_bytes(q: int, unroll: int, n: int, groups: int, widths: Widths, changes_dt: bool) -> int:
-    tiles = 2 * (_tiles_bytes(q, n, widths) + q * CHANNELS * widths["x"])
-    rows = 4 * q * CHANNELS * (changes_dt + ("z" in widths)) + 4 * 2 * q * n
-    exchanged = 4 * 2 * unroll * (2 * n * 20 + (4 * CHANNELS if groups > 1 else 0))
-    return tiles + rows + 4 * (q // unroll) * n * CHANNELS + exchanged
+def _backward_bytes(tile: Tile, n: int, widths: Widths, changes_dt: bool) -> int:
+    copied = tile.slots * (_tiles_bytes(n, widths) + CHANNELS * widths["x"])
+    prepared = 4 * (CHANNELS * (changes_dt + ("z" in widths)) + 2 * n) * (1 + tile.helper)
+    before = 4 * n * CHANNELS // tile.unroll
+    sums = 2 + tile.helper if tile.groups > 1 else 0
+    exchanged = 4 * 2 * tile.unroll * (2 * n * 20 + tile.groups * sums * CHANNELS)
+    return tile.steps * (copied + prepared + before) + exchanged
