@@ -13,7 +13,7 @@ BENCH        ?= ops
 # The interpreter as the user named it, else what `.ci/find-python $(1)` finds.
 choose_python = $(if $(filter file,$(origin PYTHON)),$(shell .ci/find-python $(1)),$(PYTHON))
 
-.PHONY: help demo test test-slow test-parity parity-torch test-reliability test-notebooks test-colab-pins test-newest \
+.PHONY: help demo test test-slow test-gpu test-parity parity-torch test-reliability test-notebooks test-colab-pins test-newest \
         lint format wheel-test docs bench clean
 
 help:  ## list the targets

@@ -4,7 +4,7 @@ import json
 import pathlib
 import re
 
-__all__ = ["error_table", "main", "memory_table", "op_tables"]
+__all__ = ["error_table", "main", "memory_table", "model_table", "op_tables", "test_line"]
 
 FOLDER = pathlib.Path(__file__).parent
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -37,7 +37,25 @@ def _table(op: str, shape: str, dtype: str, variants: dict[str, dict[str, dict]]
 def _time(record: dict) -> str:
     if not record:
         return ""
-    return f"{record['ms']:.4g}" + (f" (least {record['ms_least']:.4g})" if "ms_least" in record else "")
+    time = f"{record['ms']:.4g}" + (f" (least {record['ms_least']:.4g})" if "ms_least" in record else "")
+    return time + (f", theirs {record['peer_ms']:.4g}, ratio {record['ratio']:.2f}" if "peer_ms" in record else "")
+
+
+def model_table(records: list[dict]) -> str:
+    """Markdown: a row for each model, size, batch and task."""
+    lines = ["| model | task | px | batch | dtype | ms | images/s | peak GB | commit |", "|---" * 9 + "|"]
+    for r in records:
+        sizes = (
+            f"{r['size']} | {r['batch']} | {r['dtype']} | {r['ms']:.4g} | {r['per_second']:,.0f} | {r['peak_gb']:.1f}"
+        )
+        lines.append(f"| {r['model']} | {r['task']} | {sizes} | {r['commit']} |")
+    return "\n".join(lines)
+
+
+def test_line(record: dict) -> str:
+    """Markdown: how the tests that need a GPU ended."""
+    ended = f"{record['passed']} passed, {len(record['failed'])} failed"
+    return f"`{record['command']}` on {record['device']} (commit {record['commit']}): {ended}."
 
 
 def error_table(records: list[dict]) -> str:
@@ -67,14 +85,20 @@ def memory_table(records: list[dict]) -> str:
 OTHERS = {"kernel_error": error_table, "lti_memory": memory_table}
 """Results files that are not those of a device, and what draws them."""
 
+KINDS = {"_models": model_table, "_tests": test_line}
+"""Endings of the names of others."""
+
+
+def _drawn_by(stem: str):
+    endings = (draw for ending, draw in KINDS.items() if stem.endswith(ending))
+    return next(endings, OTHERS.get(stem, op_tables))
+
 
 def main() -> None:
     """Rewrites the README between its two markers."""
     readme = FOLDER / "README.md"
     results = sorted((FOLDER / "results").glob("*.json"))
-    tables = "\n\n".join(
-        f"### {path.stem}\n\n{OTHERS.get(path.stem, op_tables)(json.loads(path.read_text()))}" for path in results
-    )
+    tables = "\n\n".join(f"### {path.stem}\n\n{_drawn_by(path.stem)(json.loads(path.read_text()))}" for path in results)
     text = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", readme.read_text(), flags=re.DOTALL)
     readme.write_text(text)
     print(f"Wrote the tables of {len(results)} files to {readme}")

@@ -7,6 +7,8 @@ that the kernels were chosen for, it runs the XLA form.
 
 import dataclasses
 import functools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ __all__ = ["selective_scan_mosaic", "supports"]
 MOST_STATES = 64
 STATES_OF_A_CALL = 16
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
+TABLE = pathlib.Path(__file__).parent / "mosaic" / "tiles.json"
 SHARED = ("A", "D", "bias")
 """Arrays without a batch axis."""
 
@@ -115,7 +118,7 @@ def _plan(call: ScanCall, arrays: dict, forward: Tile | None, backward: Tile | N
     if call.segment_ids is not None:
         widths["kept"] = 4
     changes_dt = call.dt_softplus or call.dt_bias is not None
-    front, back = choose_tiles(b, l, e, n, widths, changes_dt=changes_dt)
+    front, back = choose_tiles(b, l, e, n, widths, changes_dt=changes_dt, helpers=_measured())
     return Plan(
         l=l,
         e=e,
@@ -133,6 +136,16 @@ def _plan(call: ScanCall, arrays: dict, forward: Tile | None, backward: Tile | N
         forward=forward or front,
         backward=backward or back,
     )
+
+
+def _measured() -> dict | None:
+    """What `python -m benchmarks.tune` found on the default device's kind of GPU."""
+    return _table().get(jax.devices()[0].device_kind)
+
+
+@functools.cache
+def _table() -> dict:
+    return json.loads(TABLE.read_text())
 
 
 def _kept(plan: Plan, call: ScanCall) -> jax.Array:

@@ -235,6 +235,8 @@ def _up(plan, refs, place, w, mine, A, p, slot, q, carry):
             for k, value in enumerate((along_B, y if w else along_A)):
                 if value is not None:
                     refs["exchange"][turn, w, k, j] = value
+    # Loaded before the meeting, after which another warpgroup may prepare the next tile in the same memory.
+    dys = [steps.dy_of(plan, refs, slot, 0, place.row(s * u + j)) if w == 0 else None for j in range(u)]
     parts.meet_program(tile.groups)
     steps.send_sums(plan, refs, place, w, p, s, turn)
     steps_found = []
@@ -243,7 +245,7 @@ def _up(plan, refs, place, w, mine, A, p, slot, q, carry):
             found[j][0] = found[j][0] + refs["exchange"][turn, 1 - w, 0, j]
             other = refs["exchange"][turn, 1 - w, 1, j] if w or plan.gate else None
             found[j][1 if w else 2] = steps.plus(found[j][1 if w else 2], other)
-        steps_found.append((place.row(s * u + j), ds[j], xs[j], *found[j]))
+        steps_found.append((place.row(s * u + j), ds[j], xs[j], dys[j], *found[j]))
     last = w == tile.groups - 1
-    sums = steps.finish(plan, refs, place, p, slot, 0, steps_found, sums, dx=w == 0, ddt=last)
+    sums = steps.finish(plan, refs, place, p, slot, steps_found, sums, dx=w == 0, ddt=last)
     return tuple(v), tuple(dA), sums

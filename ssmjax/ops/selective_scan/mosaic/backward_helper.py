@@ -114,7 +114,8 @@ def _finish_part(plan, refs, place, n, sums, begun) -> tuple:
                 for w in range(tile.groups):
                     found[k] = steps.plus(found[k], refs["exchange"][side, w, k, j])
             d, x = steps.size_of(plan, refs, slot, turn, row), refs["x_tile"][slot, row].astype(jnp.float32)
-            steps_found.append((row, d, x, *found))
-        return steps.finish(plan, refs, place, p, slot, turn, steps_found, sums, dx=True, ddt=True)
+            dy = steps.dy_of(plan, refs, slot, turn, row)
+            steps_found.append((row, d, x, dy, *found))
+        return steps.finish(plan, refs, place, p, slot, steps_found, sums, dx=True, ddt=True)
 
     return finish(sums) if begun is True else lax.cond(begun, finish, lambda sums: sums, sums)

@@ -200,11 +200,11 @@ def plus(total, value):
     return value if total is None else total if value is None else total + value
 
 
-def finish(plan, refs, place, p, slot, turn, found: list, sums, *, dx: bool, ddt: bool):
+def finish(plan, refs, place, p, slot, found: list, sums, *, dx: bool, ddt: bool):
     """The gradients of some steps' x, dt and z, which take the places of dy, dt and z in their tiles.
 
-    `found` has for each step its row, size, x, and the sums of `walk_back` over all states; `sums` are those for D and
-    the bias so far. `dx` asks for the gradients of x, z and D, `ddt` for those of dt and the bias.
+    `found` has for each step its row, size, x, dy before the gate, and the sums of `walk_back` over all states; `sums`
+    are those for D and the bias so far. `dx` asks for the gradients of x, z and D, `ddt` for those of dt and the bias.
     """
     dD, dbias = sums
 
@@ -212,9 +212,8 @@ def finish(plan, refs, place, p, slot, turn, found: list, sums, *, dx: bool, ddt
         return [refs[f"{name}_tile"][slot, row].astype(f32) if wanted else None for row, *_ in found]
 
     zs, dys, raws = load("z", dx and plan.gate), load("dy", dx and plan.gate), load("dt", ddt and plan.softplus)
-    befores = [dy_of(plan, refs, slot, turn, row) if dx else None for row, *_ in found]
     stores = []
-    for (row, d, x, along_B, along_A, y), z, dy_after, raw, dy in zip(found, zs, dys, raws, befores, strict=True):
+    for (row, d, x, dy, along_B, along_A, y), z, dy_after, raw in zip(found, zs, dys, raws, strict=True):
         if dx:
             grad = d * along_B
             if plan.skip:

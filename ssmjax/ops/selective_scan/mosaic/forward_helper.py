@@ -24,13 +24,13 @@ def help_out(plan: Plan, refs: dict, place: parts.Place) -> None:
     everybody = tile.groups + 1
     for i in range(min(tile.slots, blocks)):
         steps.fetch(refs, place, i, i)
-    _prepare(plan, refs, place, 0)
+    _prepare(plan, refs, place, 0, 0, 0)
     parts.meet_program(everybody)
 
     def one(i, nothing):
         @pl.when(i + 1 < blocks)
         def _():
-            _prepare(plan, refs, place, i + 1)
+            _prepare(plan, refs, place, i + 1, lax.rem(i + 1, tile.slots), lax.rem(i + 1, 2))
 
         @pl.when(i > 0)
         def _():
@@ -59,8 +59,7 @@ def scan_tile(plan: Plan, refs: dict, place: parts.Place, w: int, mine, A, i, ca
     return carry
 
 
-def _prepare(plan: Plan, refs: dict, place: parts.Place, i) -> None:
-    slot, turn = (i, i) if isinstance(i, int) else (lax.rem(i, plan.forward.slots), lax.rem(i, 2))
+def _prepare(plan: Plan, refs: dict, place: parts.Place, i, slot, turn) -> None:
     plgpu.barrier_wait(refs["arrived"].at[slot])
     for name in ("B", "C"):
         refs[f"{name}_row"][turn] = refs[f"{name}_tile"][slot].astype(jnp.float32)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-__all__ = ["CHANNELS", "KEPT", "SHARED_BYTES", "Plan", "Tile", "Widths", "choose_tiles", "shared_bytes"]
+__all__ = ["CHANNELS", "KEPT", "SHARED_BYTES", "Plan", "Tile", "Widths", "case_of", "choose_tiles", "shared_bytes"]
 
 CHANNELS = 128
 """Channels of one program: a thread of a warpgroup has one channel."""
@@ -97,33 +97,52 @@ Widths = Mapping[str, int]
 """Bytes of a number of the arrays that are read by tiles: `x`, `dt`, `B`, `C`, and `z` and `kept` if there are any."""
 
 
-def choose_tiles(b: int, l: int, e: int, n: int, widths: Widths, *, changes_dt: bool) -> tuple[Tile, Tile]:
+def case_of(programs: int, widths: Widths, changes_dt: bool) -> str:
+    """The case of a call in `tiles.json`: a program for each multiprocessor or more; only the scan or more work."""
+    more = "more" if changes_dt or "z" in widths else "plain"
+    return f"{'alone' if programs <= MULTIPROCESSORS else 'several'}, {more}"
+
+
+def choose_tiles(
+    b: int,
+    l: int,
+    e: int,
+    n: int,
+    widths: Widths,
+    *,
+    changes_dt: bool,
+    helpers: Mapping[str, Mapping[str, bool]] | None = None,
+) -> tuple[Tile, Tile]:
     """Launch parameters of the forward and the backward kernel.
 
     A program must fit the shared memory, the sequence should be little longer when it is filled up to whole tiles, and
     there should be programs for every multiprocessor, by chunks of a long sequence if need be. The backward kernel
-    fills a multiprocessor with one program, for which a helper pays; the forward kernel has one only where there are
-    so few programs, and else several small ones.
+    fills a multiprocessor with one program; so does the forward kernel where there are so few, and else with several
+    small ones.
+
+    `helpers` says by case (`case_of`) whether a helper paid in the `forward` and the `backward` kernel, as measured on
+    a device; where nothing was measured, there is none.
     """
     programs = b * e // CHANNELS
     unit = 128 // n  # a tile of B is read by 128 threads
+    helpers = (helpers or {}).get(case_of(programs, widths, changes_dt), {"forward": False, "backward": False})
 
     def fits(size, tile, limit=SHARED_BYTES):
         return size(tile, n, widths, changes_dt) <= limit
 
-    whole = n == 16
-    backward = [Tile(q, 4, n // 8, slots=2 + whole, helper=whole) for q in range(unit, 25 if whole else 33, unit)]
+    helped = n == 16 and helpers["backward"]
+    backward = [Tile(q, 4, n // 8, slots=2 + helped, helper=helped) for q in range(unit, 33, unit)]
     backward = _cheapest(l, [tile for tile in backward if fits(_backward_bytes, tile)])
     backward = dataclasses.replace(backward, chunks=_chunks(programs, l, backward.steps, 1))
     chunks = _chunks(programs, l, 2 * backward.steps, 2)
-    alone = whole and chunks == 1 and programs <= MULTIPROCESSORS
     steps = range(backward.steps, 65, backward.steps)
-    if alone:
+    if n == 16 and chunks == 1 and programs <= MULTIPROCESSORS and helpers["forward"]:
         forward = [Tile(q, 8, 2, slots=3, helper=True) for q in steps]
         forward = [tile for tile in forward if fits(_forward_bytes, tile)]
     else:
         forward = [Tile(q, 8, 1) for q in steps if q <= 48]
-        forward = [tile for tile in forward if fits(_forward_bytes, tile, SHARED_BYTES // 3)] or forward[:1]
+        limit = SHARED_BYTES // (1 if programs <= MULTIPROCESSORS else 3)
+        forward = [tile for tile in forward if fits(_forward_bytes, tile, limit)] or forward[:1]
     return dataclasses.replace(_cheapest(l, forward), chunks=chunks), backward
 
 

@@ -1,0 +1,70 @@
+"""The bodies of the kernels for Hopper GPUs in numpy (`mosaic_simulator`): values, and who waits for whom."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssmjax.ops.selective_scan import pallas_mosaic
+from ssmjax.ops.selective_scan.call import ScanCall
+from ssmjax.ops.selective_scan.mosaic.plan import Tile
+from ssmjax.ops.selective_scan.reference import selective_scan_reference
+from tests.ops.mosaic_simulator import simulated
+from tests.ops.oracle import scan_problem
+
+HELPER = Tile(16, 8, 2, slots=3, helper=True)
+BACK = Tile(8, 4, 2, slots=3, helper=True)
+CASES = {
+    "one_warpgroup": dict(forward=Tile(16, 8, 1), backward=Tile(16, 4, 2)),
+    "two_warpgroups_reverse": dict(forward=Tile(16, 8, 2), backward=Tile(8, 2, 2), reverse=True),
+    "helpers": dict(forward=HELPER, backward=BACK),
+    "helpers_plain": dict(forward=HELPER, backward=BACK, plain=True),
+    "helpers_reverse_segments": dict(forward=HELPER, backward=BACK, reverse=True, segments=True),
+    "helpers_chunks": dict(forward=Tile(8, 8, 2, 3, 3, True), backward=Tile(8, 4, 2, 2, 3, True), segments=True),
+    "chunks_reverse": dict(forward=Tile(8, 8, 1, 2), backward=Tile(8, 4, 2, 3), reverse=True),
+    "few_states": dict(n=4, forward=Tile(16, 8, 1), backward=Tile(16, 4, 1)),
+}
+
+
+def make_case(l=43, n=16, plain=False, segments=False, reverse=False, **tiles):
+    problem = {k: jnp.asarray(v) for k, v in scan_problem(l, b=1, e=6, n=n, groups=2).items()}
+    if plain:
+        problem = {k: v for k, v in problem.items() if k not in ("z", "dt_bias", "D", "h0")}
+        problem["dt"] = jax.nn.softplus(problem["dt"])
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 8, (1, l)) // 7) if segments else None
+    return ScanCall(**problem, dt_softplus=not plain, segment_ids=ids, reverse=reverse, return_state=not plain), tiles
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_compute_the_scan_and_its_gradients(name, order, monkeypatch):
+    call, tiles = make_case(**CASES[name])
+    arrays = {k: v for k, v in call._asdict().items() if isinstance(v, jax.Array) and k != "segment_ids"}
+
+    def of(run):
+        def function(arrays):
+            y, state = run(call._replace(**arrays))
+            return (y, state) if call.return_state else (y,)
+
+        return function
+
+    wanted, vjp = jax.vjp(of(selective_scan_reference), arrays)
+    cotangents = jax.tree.map(lambda v: jnp.cos(jnp.arange(v.size, dtype=v.dtype)).reshape(v.shape), wanted)
+    wanted_grads = vjp(cotangents)[0]
+
+    def by_kernel(direction, plan, arrays, *, keep_states=False):
+        """In place of `_by_platform`: the kernels now, in numpy."""
+        if direction == "forward":
+            return pallas_mosaic._forward_kernel(plan, keep_states, arrays)
+        return pallas_mosaic._backward_kernel(plan, arrays)
+
+    with simulated(monkeypatch, order):
+        monkeypatch.setattr(pallas_mosaic, "_by_platform", by_kernel)
+        monkeypatch.setattr(pallas_mosaic, "_over_batch", lambda run, arrays: run(arrays))
+        run = of(lambda call: pallas_mosaic.selective_scan_mosaic(call, **tiles))
+        got, vjp = jax.vjp(run, arrays)
+        grads = vjp(cotangents)[0]
+    for k, (g, w) in {f"output {i}": pair for i, pair in enumerate(zip(got, wanted, strict=True))}.items():
+        np.testing.assert_allclose(g, w, rtol=2e-4, atol=2e-4 * float(jnp.abs(w).max()), err_msg=k)
+    for k, w in wanted_grads.items():
+        np.testing.assert_allclose(grads[k], w, rtol=2e-4, atol=2e-4 * float(jnp.abs(w).max()), err_msg=f"d{k}")
