@@ -13,8 +13,8 @@ BENCH        ?= ops
 # The interpreter as the user named it, else what `.ci/find-python $(1)` finds.
 choose_python = $(if $(filter file,$(origin PYTHON)),$(shell .ci/find-python $(1)),$(PYTHON))
 
-.PHONY: help demo test test-slow test-gpu test-parity parity-torch test-reliability test-notebooks test-colab-pins test-newest \
-        lint format wheel-test docs bench clean
+.PHONY: help demo test test-slow test-gpu test-parity parity-torch test-reliability test-notebooks test-colab-pins \
+        test-newest lint format wheel-test docs bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 20

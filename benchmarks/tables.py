@@ -16,7 +16,9 @@ def op_tables(records: list[dict]) -> str:
     for r in (r for r in records if "op" in r):
         key = r["op"], r["shape"], r["dtype"]
         groups.setdefault(key, {}).setdefault(r["variant"], {})[r["pass"]] = r
-    return "\n\n".join(_table(*key, variants) for key, variants in groups.items())
+    tables = [_table(*key, variants) for key, variants in groups.items()]
+    models = [r for r in records if "model" in r]
+    return "\n\n".join([*tables, model_table(models)] if models else tables)
 
 
 def _table(op: str, shape: str, dtype: str, variants: dict[str, dict[str, dict]]) -> str:
@@ -43,12 +45,11 @@ def _time(record: dict) -> str:
 
 def model_table(records: list[dict]) -> str:
     """Markdown: a row for each model, size, batch and task."""
-    lines = ["| model | task | px | batch | dtype | ms | images/s | peak GB | commit |", "|---" * 9 + "|"]
+    lines = ["| model | task | size | batch | dtype | ms | a second | peak GB | commit |", "|---" * 9 + "|"]
     for r in records:
-        sizes = (
-            f"{r['size']} | {r['batch']} | {r['dtype']} | {r['ms']:.4g} | {r['per_second']:,.0f} | {r['peak_gb']:.1f}"
-        )
-        lines.append(f"| {r['model']} | {r['task']} | {sizes} | {r['commit']} |")
+        peak = "" if r["peak_gb"] is None else f"{r['peak_gb']:.1f}"
+        cells = r["size"], r["batch"], r["dtype"], f"{r['ms']:.4g}", f"{r['per_second']:,.0f}", peak, r["commit"]
+        lines.append(f"| {r['model']} | {r['task']} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -85,7 +86,7 @@ def memory_table(records: list[dict]) -> str:
 OTHERS = {"kernel_error": error_table, "lti_memory": memory_table}
 """Results files that are not those of a device, and what draws them."""
 
-KINDS = {"_models": model_table, "_tests": test_line}
+KINDS = {"_tests": test_line}
 """Endings of the names of others."""
 
 

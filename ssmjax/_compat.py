@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-__all__ = ["full_like", "lacks_mosaic_gpu", "vary_alike"]
+__all__ = ["full_like", "lacks_mosaic_gpu", "varies", "vary_alike"]
 
 
 def full_like(x: jax.Array, value: float) -> jax.Array:
@@ -25,6 +25,11 @@ def vary_alike(tree):
     """
     axes = frozenset().union(*(_varying_axes(leaf) for leaf in jax.tree.leaves(tree)))
     return jax.tree.map(lambda leaf: _vary(leaf, tuple(sorted(axes - _varying_axes(leaf)))), tree) if axes else tree
+
+
+def varies(tree) -> bool:
+    """Whether any array varies over a manual mesh axis, as inside `jax.shard_map` unless `check_vma=False`."""
+    return any(_varying_axes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def _varying_axes(x) -> frozenset:

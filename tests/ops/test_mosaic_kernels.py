@@ -15,7 +15,7 @@ from tests.ops.oracle import scan_problem
 HELPER = Tile(16, 8, 2, slots=3, helper=True)
 BACK = Tile(8, 4, 2, slots=3, helper=True)
 CASES = {
-    "one_warpgroup": dict(forward=Tile(16, 8, 1), backward=Tile(16, 4, 2)),
+    "mixed": dict(forward=Tile(16, 8, 1), backward=Tile(16, 4, 2)),
     "two_warpgroups_reverse": dict(forward=Tile(16, 8, 2), backward=Tile(8, 2, 2), reverse=True),
     "helpers": dict(forward=HELPER, backward=BACK),
     "helpers_plain": dict(forward=HELPER, backward=BACK, plain=True),
@@ -35,8 +35,11 @@ def make_case(l=43, n=16, plain=False, segments=False, reverse=False, **tiles):
     return ScanCall(**problem, dt_softplus=not plain, segment_ids=ids, reverse=reverse, return_state=not plain), tiles
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)], ids=str)
-@pytest.mark.parametrize("name", CASES)
+ORDERS = [(name, order) for name, case in CASES.items() for order in ((0, 1, 2), (2, 1, 0))[: case["backward"].groups]]
+"""Cases, those of several warpgroups with the first and with the last of them first."""
+
+
+@pytest.mark.parametrize(("name", "order"), ORDERS, ids=str)
 def test_kernels_compute_the_scan_and_its_gradients(name, order, monkeypatch):
     call, tiles = make_case(**CASES[name])
     arrays = {k: v for k, v in call._asdict().items() if isinstance(v, jax.Array) and k != "segment_ids"}

@@ -117,6 +117,21 @@ def test_what_the_kernels_do_not_take():
     assert "int32" in supports(call._replace(z=jnp.zeros((2, 5, 3), jnp.int32)))
 
 
+def test_they_stay_out_of_a_shard_map_that_checks_varying_axes():
+    reasons = []
+
+    def run(x):
+        reasons.append(supports(call_of(b=2)._replace(x=x)))
+        return x
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    for check in (True, False):
+        spec = jax.sharding.PartitionSpec("data")
+        jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check)(call_of(b=2).x)
+    assert "check_vma" in reasons[0]
+    assert "check_vma" not in reasons[-1]
+
+
 def test_a_named_kernel_says_why_it_cannot_run(key):
     x = jax.random.normal(key, (1, 3, 2))
     with pytest.raises(NotImplementedError, match="pallas_mosaic.*compute capability 9.0"):

@@ -44,6 +44,8 @@ def supports(call: ScanCall) -> str | None:
         v = getattr(call, name)
         if v is not None and v.dtype not in DTYPES:
             return f"{name} is {v.dtype}"
+    if _compat.varies([v for v in call if hasattr(v, "dtype")]):
+        return "it is inside a shard_map that checks varying axes (check_vma=False lets kernels in)"
     return _compat.lacks_mosaic_gpu() or backend.lacks_capability("9.0")
 
 
@@ -58,7 +60,7 @@ def selective_scan_mosaic(call: ScanCall, *, forward: Tile | None = None, backwa
     plan = _plan(call, arrays, forward, backward)
     if plan.segments:
         arrays["kept"] = _kept(plan, call)
-    y, state = reverse_only("selective_scan", functools.partial(_scan, plan), _compat.vary_alike(arrays))
+    y, state = reverse_only("selective_scan", functools.partial(_scan, plan), arrays)
     e, n = call.A.shape
     y = _without_padding(y, plan.g, e)
     if state is not None:
