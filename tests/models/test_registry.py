@@ -16,6 +16,7 @@ from ssmjax.models import registry
 from ssmjax.models.config import check_fields
 from tests.layers import quick
 from tests.models.sizes import DISTINCT, NAMES, OTHERS
+from tests.repo.sources import ROOT
 
 DISTINCT_CASES = [(name, name) for name in DISTINCT]
 
@@ -266,3 +267,12 @@ def test_an_entry_point_is_imported_where_a_name_is_not_known(own_registry, monk
     with pytest.raises(ValueError, match="Unknown model 'two_smal'. Did you mean 'two_small'"):
         ssmjax.create_model("two_smal")
     assert set(asked) == {"ssmjax.families"}
+
+
+def test_the_entry_points_of_this_project_are_modules():
+    import importlib.util
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    modules = project["entry-points"][registry.ENTRY_POINTS].values()
+    assert modules and all(importlib.util.find_spec(name) is not None for name in modules)
