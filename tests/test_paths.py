@@ -1,5 +1,6 @@
 """Paths as users give them: the home expands, and an address is written through fsspec or refused before any work."""
 
+import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 
 import ssmjax
 from experiments.shared.classifier import Config
+from experiments.shared.common import with_local_paths
 from ssmjax import data
 from ssmjax.checkpoints import from_torch
 from ssmjax.checkpoints.arrays import model_arrays
@@ -104,6 +106,20 @@ def test_the_home_expands(model, elsewhere):
     write_report("~/results/demo.json", {"name": "demo"})
     assert (elsewhere / "results" / "demo.json").is_file()
     assert list(Path().iterdir()) == []
+
+
+def test_every_path_among_the_settings_of_a_command_line():
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        text: Path | None = None
+        pretrained: Path | None = None
+        steps: int = 3
+
+    config = with_local_paths(Settings(Path("~/text"), Path("gs://bucket/model")))
+    assert config.text == Path("~/text").expanduser() and config.pretrained == Path("gs://bucket/model")
+    assert with_local_paths(Settings()) == Settings()
+    with pytest.raises(ValueError, match="settings: text must be a folder of this machine, got 'gs://bucket/text'"):
+        with_local_paths(Settings(Path("gs://bucket/text")))
 
 
 def test_what_is_an_address():
