@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from ssmjax import ops
+from ssmjax import layers, ops
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.mosaic.plan import SHARED_BYTES, Tile, choose_tiles, shared_bytes
 from ssmjax.ops.selective_scan.pallas_mosaic import selective_scan_mosaic, supports
@@ -136,3 +137,16 @@ def test_a_named_kernel_says_why_it_cannot_run(key):
     x = jax.random.normal(key, (1, 3, 2))
     with pytest.raises(NotImplementedError, match="pallas_mosaic.*compute capability 9.0"):
         ops.selective_scan(x, x, -np.ones((2, 1), np.float32), x[..., :1], x[..., :1], implementation="pallas_mosaic")
+
+
+def test_both_directions_of_a_mixer_flip_nothing_but_taps(monkeypatch):
+    monkeypatch.setattr(ops.backend, "lacks_capability", lambda wanted: None)  # as on a Hopper GPU
+    graphdef, state = nnx.split(layers.BiMamba(8, rngs=nnx.Rngs(0)))
+
+    def loss(state, u):
+        return nnx.merge(graphdef, state)(u).sum()
+
+    lowered = jax.jit(jax.grad(loss)).trace(state, jnp.ones((2, 9, 8))).lower(lowering_platforms=("cuda",)).as_text()
+    flipped = [line for line in lowered.splitlines() if "stablehlo.reverse" in line]
+    assert lowered.count("custom_call @mosaic_gpu") == 4
+    assert all("tensor<4x16xf32>" in line for line in flipped), "only the convolution's taps"
