@@ -272,7 +272,7 @@ class DiS(nnx.Module):
         config = self.config
         check_images("DiS", images, config.size, config.in_channels)
         label_key, path_key = self._keys(train, key)
-        tokens, condition = self._embed(images, times, self._labels(labels, len(images), label_key))
+        tokens, condition = self._embed(images, times, self._labels(labels, images.shape[0], label_key))
         x = self._blocks(tokens, path_key)
         x = self.final_layer(x, condition)[:, config.extra_tokens :]
         rows, columns, side = *config.grid, config.patch_size
@@ -313,9 +313,9 @@ class DiS(nnx.Module):
         """The tokens, with positions added, and what the final layer is modulated by."""
         config = self.config
         patches = self.patch_embed(jnp.asarray(images, config.dtype))
-        if jnp.shape(times) != (len(images),):
+        if jnp.shape(times) != (images.shape[0],):
             remedy = "There is one time an image."
-            raise errors.bad_shape("DiS", "times", times, f"(b) = ({len(images)})", remedy)
+            raise errors.bad_shape("DiS", "times", times, f"(b) = ({images.shape[0]})", remedy)
         time, condition = self.time_embed(times), None
         extra = [time]
         if labels is not None:

@@ -61,7 +61,9 @@ def test_the_first_example_of_the_readme_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["docs/index.md", "docs/own_training_loop.md", "docs/state_space_layers.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/index.md", "docs/deploy.md", "docs/own_training_loop.md", "docs/state_space_layers.md"]
+)
 def test_the_examples_of_a_page_run(page):
     names = {"__name__": page}
     for example in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):

@@ -191,14 +191,14 @@ class ConvolutionLayer(nnx.Module):
         check_segment_ids(where, segment_ids, u.shape[:1])
         enters = hasattr(recurrence, "enter")
         remedy = "`recurrence.enter(state)` makes it of a layer's." if enters else "`init_state(b)` makes one."
-        wanted = len(u), self.d_model, recurrence.modes
+        wanted = u.shape[0], self.d_model, recurrence.modes
         check_array(where, "state", bare_state(state), wanted, f"(b, d, n) = {wanted}", remedy)
         state, segment = enter_state(state, None if segment_ids is None else segment_ids[:, None])
         state = jnp.asarray(state, jnp.complex64) if enters else self._as_state(state)
         x = u[:, None].astype(jnp.float32)
         y, state = recurrence.advance(x, jnp.ones(x.shape[:2], bool), jnp.zeros(x.shape[:2], bool), state)
         y = y + self._skip(x)
-        return y.reshape(len(u), self.channels * self.d_model).astype(self.dtype), leave_state(state, segment)
+        return y.reshape(u.shape[0], self.channels * self.d_model).astype(self.dtype), leave_state(state, segment)
 
     @property
     def kernel_channels(self) -> int:
@@ -230,12 +230,12 @@ class ConvolutionLayer(nnx.Module):
     ) -> tuple[Any, Any]:
         recurrence = self.kernel.recurrence(rate)
         C, c = recurrence.C, self.channels
-        state = self.init_state(len(x)) if state is None else state
+        state = self.init_state(x.shape[0]) if state is None else state
         y, last = scan(recurrence._replace(C=C[:c]), x, real, state, begins)
         if self.bidirectional != "none":  # the padding at the end is zero, and so is the state that it leaves
             ends = None if begins is None else jnp.pad(begins[:, 1:], ((0, 0), (0, 1)))
             flipped = None if ends is None else ends[:, ::-1]
-            backward, _ = scan(recurrence._replace(C=C[c:]), x[:, ::-1], None, self.init_state(len(x)), flipped)
+            backward, _ = scan(recurrence._replace(C=C[c:]), x[:, ::-1], None, self.init_state(x.shape[0]), flipped)
             backward = backward[:, :, ::-1]
             if self.bidirectional == "exclusive":
                 backward = jnp.pad(backward[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0)))

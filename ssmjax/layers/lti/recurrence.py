@@ -171,8 +171,8 @@ class ScanLayer(nnx.Module):
         where, wanted = f"{type(self).__name__}.step", f"(b, {self.d_model}), one token a row"
         check_array(where, "u", u, (None, self.d_model), wanted, "Call the layer itself for a sequence.")
         if dts is not None:
-            check_array(where, "dts", dts, (len(u),), f"(b) = ({len(u)},)", "It has one value a row of u.")
-        check_segment_ids(where, segment_ids, (len(u),))
+            check_array(where, "dts", dts, (u.shape[0],), f"(b) = ({u.shape[0]},)", "It has one value a row of u.")
+        check_segment_ids(where, segment_ids, (u.shape[0],))
         ids, steps = (None if v is None else v[:, None] for v in (segment_ids, dts))
         y, state = self(u[:, None], segment_ids=ids, state=state, return_state=True, rate=rate, dts=steps)
         return y[:, 0], state

@@ -107,7 +107,7 @@ def associative_scan(a: jax.Array, x: jax.Array, *, reverse: bool = False) -> ja
 def _associative(a, x, h0, reverse):
     x = with_carry(a, x, h0, reverse=reverse)
     if _is_fixed(a, x):  # its powers are the same in every sequence
-        a = jnp.broadcast_to(a, (len(x), *a.shape[1:]))
+        a = jnp.broadcast_to(a, (x.shape[0], *a.shape[1:]))
     return associative_scan(a, x, reverse=reverse)
 
 

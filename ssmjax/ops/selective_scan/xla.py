@@ -20,6 +20,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
+from jax.export import is_symbolic_dim
 
 from ssmjax import _compat
 from ssmjax.ops._numerics.derivatives import reverse_only
@@ -46,8 +47,13 @@ def choose(platform: str, b: int, e: int, n: int) -> Form:
     TPU: chunked, as no other form was timed there.
     """
     if platform == "gpu":
-        return "sequential" if b * e * n >= MANY_STATES else "chunked"
+        return "sequential" if _many_states(b, e * n) else "chunked"
     return "sequential" if platform == "cpu" else "chunked"
+
+
+def _many_states(b: int, states: int) -> bool:
+    """Whether a batch has `MANY_STATES`; of one that is a symbol, as in `jax.export`, it is taken to have fewer."""
+    return not is_symbolic_dim(b) and b * states >= MANY_STATES
 
 
 def chunk_length(l: int, target: int = 64) -> int:
@@ -80,7 +86,7 @@ def selective_scan_xla(call: ScanCall, *, form=None, chunk=None, unroll=None, ti
     if dt_softplus:
         dt = jax.nn.softplus(dt)
     if chunk is None:  # one for all platforms, because what is stored for the backward pass is of its size
-        chunk = chunk_length(x.shape[1], 16 if x.shape[0] * A.size >= MANY_STATES else 64)
+        chunk = chunk_length(x.shape[1], 16 if _many_states(x.shape[0], A.size) else 64)
     plan = Plan(reverse, min(chunk, x.shape[1]), unroll, form, tile)
     inputs = _compat.vary_alike(_scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse))
     y, state = reverse_only("selective_scan", functools.partial(_scan, plan), inputs)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 from einops import rearrange, reduce, repeat
+from jax.export import is_symbolic_dim
 
 from ssmjax.ops.selective_scan.xla_common import ScanInputs, varies
 
@@ -88,6 +89,8 @@ def _counts(tile: int, b: int, g: int, n: int, f: int) -> tuple[int, int, int]:
     """Into how many pieces to cut the batch, the groups (after the channels), and the channels of each group."""
     k = _nearest_divisor(f, n * f / tile)
     g_count = _nearest_divisor(g * k, g * n * f / tile)
+    if is_symbolic_dim(b):  # in `jax.export`, where a batch of any size is taken whole
+        return 1, g_count, k
     return _nearest_divisor(b, b * g * n * f / (g_count * tile)), g_count, k
 
 
