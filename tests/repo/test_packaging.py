@@ -61,12 +61,12 @@ def test_the_first_example_of_the_readme_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", ["docs/index.md", "docs/deploy.md", "docs/own_training_loop.md", "docs/state_space_layers.md"]
-)
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("page", ["index", "deploy", "own_training_loop", "state_space_layers"])
 def test_the_examples_of_a_page_run(page):
     names = {"__name__": page}
-    for example in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(compile(example, page, "exec"), names)
 
 
