@@ -37,11 +37,15 @@ import numpy as np
 
 from ssmjax import errors
 from ssmjax.checkpoints.arrays import Spec, aligned_empty, check_arrays, specs
-from ssmjax.checkpoints.layouts import LAYOUTS, Layout, shape_in_source, to_ours, to_source
+from ssmjax.checkpoints.layouts import LAYOUTS as _LAYOUTS
+from ssmjax.checkpoints.layouts import Layout, shape_in_source, to_ours, to_source
 from ssmjax.checkpoints.names import Era, letters, pattern
 from ssmjax.layers.lti.state_space import INITIAL_LEAST
 
 __all__ = ["LAYOUTS", "Era", "KeyTable", "Layout", "Rule", "check_needed", "check_real_parts"]
+
+LAYOUTS = _LAYOUTS
+"""Changes of layout: the name, and the einops patterns of the foreign array and of ours."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ from ssmjax.diffusion.denoiser import Denoiser, guide
 from ssmjax.diffusion.flow import flow_loss, sample_flow
 from ssmjax.diffusion.losses import add_noise, diffusion_loss, hybrid_terms
 from ssmjax.diffusion.quality import frechet_distance, precision_recall
-from ssmjax.diffusion.sampling import SAMPLERS, sample
+from ssmjax.diffusion.sampling import SAMPLERS as _SAMPLERS
+from ssmjax.diffusion.sampling import sample
 from ssmjax.diffusion.schedule import Schedule, cosine_schedule, linear_schedule
 
 __all__ = [
@@ -27,3 +28,6 @@ __all__ = [
     "sample",
     "sample_flow",
 ]
+
+SAMPLERS = _SAMPLERS
+"""The samplers by name: DDPM with fresh noise in each step, DDIM, and the second-order DPM-Solver++."""

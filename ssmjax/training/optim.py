@@ -153,8 +153,8 @@ def adamw(
         b2: The decay of the second moment.
         eps: Added to the root of the second moment.
         groups: Parameters treated otherwise; the first group that matches counts.
-        model: The model whose parameters it is for, in a loop of your own such as `nnx.Optimizer(model, adamw(...))`:
-            its parameters say what they are. `fit` knows its model, and needs none here.
+        model: The model whose parameters it is for, in a loop of your own, where `nnx.Optimizer` runs it. Its
+            parameters say what they are. `fit` knows its model, and needs none here.
 
     Returns:
         An optax transformation for any pytree of parameters.

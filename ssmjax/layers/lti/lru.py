@@ -21,12 +21,12 @@ class LRU(ScanLayer):
 
         x_t = lambda x_(t-1) + gamma B u_t,    y_t = Re C x_t + D u_t,    lambda = exp(-exp(nu) + i exp(theta))
 
-    A recurrence in discrete time from the start: |lambda| < 1 by construction, and gamma keeps the state's size.
+    A recurrence in discrete time from the start: `|lambda| < 1` by construction, and gamma keeps the state's size.
 
     Args:
         d_model: The width of a token, `h`.
         d_state: The number of complex modes, `p`.
-        r_min: The least initial |lambda|.
+        r_min: The least initial `|lambda|`.
         r_max: The largest, at most 1. For long sequences the paper takes 0.9 and 0.999.
         max_phase: The largest initial angle of lambda; the paper takes pi / 50 for Path-X.
         bidirectional: "none"; "inclusive": both directions read the present input; "exclusive": the reverse direction
