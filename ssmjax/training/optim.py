@@ -161,7 +161,7 @@ def adamw(
 
     Raises:
         ValueError: As `warmup_cosine`; or another number is negative or none, a moment does not decay, or the groups
-            are no `ParameterGroup`s.
+            are not of type `ParameterGroup`.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.ones(3)}

@@ -37,7 +37,7 @@ def softmax_kernel(
         A: Continuous diagonal, (h n), real or complex.
         length: How many values l.
         dt: Step sizes, (h) or (h n); 1 by default.
-        epsilon: The reciprocal of the sum is `conj(sum) / (|sum|^2 + epsilon)`, which is bounded where the sum vanishes.
+        epsilon: The reciprocal of the sum is `conj(sum) / (|sum|^2 + epsilon)`, bounded where the sum vanishes.
             One number, or one a mode, (h n); not negative.
         over: Lengths of several kernels, (r) int, in place of `length` above: zeros follow. They may be traced.
         implementation: See `ssmjax.ops.use_implementation`.
