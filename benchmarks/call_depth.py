@@ -3,15 +3,16 @@
     python -m benchmarks.call_depth [--trace S4D]
 
 Of each layer and op one call is traced by Python's own profiler, as `jax.jit` traces it; only functions of this package
-count. A switch is a call into another file or a return from one. "Checks" are the lines, without docstrings and
-comments, of functions that validate or describe what is wrong, and of statements that raise or call them; "maths" are
-the rest, over the modules that the call enters.
+count, each once. A switch is an entry into another file than the entry before, in the order of the calls. "Checks" are
+the lines, without docstrings and comments, of functions that validate or describe what is wrong, and of statements that
+raise or call them; "maths" are the rest, over the modules that the call enters.
 """
 
 import argparse
 import ast
 import functools
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -26,7 +27,9 @@ from ssmjax import layers, ops
 
 PACKAGE = Path(ssmjax.__file__).parent
 CHECKS = re.compile(r"^_?(check|require|refuse|as_int|as_sizes|as_tap|as_origin|as_length|as_counts|as_nonnegative)")
-"""Names of functions that validate; so do those of `errors.py` and `_checks.py`."""
+"""Names of functions that validate; so do those of `errors.py` and of the modules of checks."""
+
+COMPREHENSIONS = ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")
 
 
 def cases() -> dict[str, tuple[Callable, tuple]]:
@@ -44,31 +47,26 @@ def cases() -> dict[str, tuple[Callable, tuple]]:
     }
 
 
-def travel(function: Callable, args: tuple) -> tuple[int, int, list[tuple[int, str, str]]]:
-    """Functions entered, switches of file, and the calls in order: depth, file and name.
+def travel(function: Callable, args: tuple) -> list[tuple[int, str, str]]:
+    """The functions of the package in the order in which one call enters them: depth, file and name.
 
     Args:
         function: What is called.
         args: Its arguments.
     """
     calls: list[tuple[int, str, str]] = []
-    stack: list[str] = []
-    switches = 0
+    depth = 0
 
     def watch(frame, event, _):
-        nonlocal switches
-        path = Path(frame.f_code.co_filename)
-        name = frame.f_code.co_name
-        if PACKAGE not in path.parents or name in ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>"):
+        nonlocal depth
+        path, name = Path(frame.f_code.co_filename), frame.f_code.co_name
+        if PACKAGE not in path.parents or name in COMPREHENSIONS:
             return
-        file = str(path.relative_to(PACKAGE))
         if event == "call":
-            calls.append((len(stack), file, name))
-            switches += bool(stack) and stack[-1] != file
-            stack.append(file)
-        elif event == "return" and stack:
-            stack.pop()
-            switches += bool(stack) and stack[-1] != file
+            calls.append((depth, str(path.relative_to(PACKAGE)), name))
+            depth += 1
+        elif event == "return":
+            depth -= 1
 
     def traced(*args):
         sys.setprofile(watch)
@@ -78,7 +76,7 @@ def travel(function: Callable, args: tuple) -> tuple[int, int, list[tuple[int, s
             sys.setprofile(None)
 
     jax.make_jaxpr(traced)(*args)
-    return len(calls), switches, calls
+    return calls
 
 
 def lines_of(files: set[str]) -> tuple[int, int]:
@@ -86,7 +84,7 @@ def lines_of(files: set[str]) -> tuple[int, int]:
     checks = maths = 0
     for file in files:
         source = (PACKAGE / file).read_text(encoding="utf-8")
-        inside = file in ("errors.py", "ops/_checks.py", "checks.py", "layers/common/checks.py")
+        inside = file in ("errors.py", "ops/_checks.py", "layers/common/checks.py")
         tree = ast.parse(source)
         numbers = {n for node in ast.walk(tree) for n in _code_lines(node)}
         checking = set(numbers) if inside else _checking_lines(tree)
@@ -133,7 +131,9 @@ def main() -> None:
     wanted = parser.parse_args().trace
     print(f"{'call':16} {'functions':>9} {'switches':>9} {'checks':>7} {'maths':>6}")
     for name, (function, args) in cases().items():
-        functions, switches, calls = travel(function, args)
+        calls = travel(function, args)
+        functions = len({(file, called) for _, file, called in calls})
+        switches = sum(before[1] != after[1] for before, after in itertools.pairwise(calls))
         checks, maths = lines_of({file for _, file, _ in calls})
         print(f"{name:16} {functions:9} {switches:9} {checks:7} {maths:6}")
         if name == wanted:

@@ -158,7 +158,8 @@ def resolve(op: str, implementation: str, available: Mapping[str, Support], deta
         ValueError: No implementation has that name.
         NotImplementedError: A named implementation does not take this call.
     """
-    requested, source = _requested(op, implementation)
+    named = implementation != "auto" or _overrides.get() or os.environ.get(ENVIRONMENT_VARIABLE)
+    requested, source = _requested(op, implementation) if named else ("auto", "default")
     if requested == "auto":
         chosen = next((name for name, failed in available.items() if failed is None), None)
         refusals = "; ".join(f"not {name}: {failed}" for name, failed in available.items() if failed is not None)

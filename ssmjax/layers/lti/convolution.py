@@ -2,13 +2,13 @@
 
 A layer owns a kernel module, with
 
-    kernel(length, rate) -> (c l h)                     the convolution kernels
+    kernel.taps(length, rate) -> (c l h)                the convolution kernels, of arguments that are checked
     kernel.recurrence(rate)                             the discretized state space, see `Recurrence`
     kernel.carried(state, length, rate) -> (b c l h)    what a state adds to the outputs of the steps after it
     kernel.last_state(u, steps, state, rate)            the state after a sequence, without a scan
     kernel.init_state(batch)                            zeros
     kernel.depends_on_length                            whether other taps follow from another length; then
-                                                        kernel(length, rate, over) has a kernel for each row, (b c l h)
+                                                        taps(length, rate, over) has a kernel for each row, (b c l h)
 """
 
 from typing import Any, Literal, get_args
@@ -34,6 +34,7 @@ from ssmjax.layers.common.mixer import PackedState, bare_state, begins_segment, 
 from ssmjax.layers.common.padding import compact
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.recurrence import Bidirectional
+from ssmjax.ops.fft_conv.api import convolve
 from ssmjax.ops.recurrences.scan import Recurrence, scan
 from ssmjax.shapes import Array, Expanded, Float, Inexact, Int, Mask, SegmentIds, Tokens
 
@@ -213,9 +214,9 @@ class ConvolutionLayer(nnx.Module):
     def _convolve(self, x: Tokens, lengths: Int[Array, " b"] | None, rate: Any) -> Float[jax.Array, "b c l d"]:
         taps = self._taps(x.shape[1], rate)
         if lengths is None or not self.kernel.depends_on_length:
-            return self._convolve_with(self.kernel(taps, rate), x)
+            return self._convolve_with(self.kernel.taps(taps, rate), x)
 
-        kernels = self.kernel(taps, rate, over=jnp.minimum(lengths, taps))
+        kernels = self.kernel.taps(taps, rate, over=jnp.minimum(lengths, taps))
         return jax.vmap(lambda kernel, x: self._convolve_with(kernel, x[None])[0])(kernels, x)
 
     def _convolve_with(self, kernel: Float[Array, "_ k d"], x: Tokens) -> Float[jax.Array, "b c l d"]:
@@ -223,7 +224,7 @@ class ConvolutionLayer(nnx.Module):
         if self.bidirectional != "none":
             forward, backward = jnp.split(kernel, 2)
             kernel, origin = ops.two_sided_kernel(forward, backward, inclusive=self.bidirectional == "inclusive")
-        return ops.fft_conv(x, kernel, self.D[...].astype(jnp.float32), origin=origin)
+        return convolve("fft_conv", x, kernel, self.D[...].astype(jnp.float32), (origin,))
 
     def _scan(
         self, x: Tokens, real: Mask | None, begins: Mask | None, state: Any, rate: float | Array

@@ -28,6 +28,7 @@ from ssmjax.ops.recurrences.diagonal import (
     softmax_epsilon,
     transition_rule,
 )
+from ssmjax.ops.vandermonde.api import diagonal_taps
 from ssmjax.shapes import Array, Complex, Float, Inexact, Int
 
 __all__ = ["DSS", "DSSKernel", "Parametrization"]
@@ -148,6 +149,10 @@ class DSSKernel(nnx.Module):
         check_rate("DSS", rate)
         if not self.depends_on_length:
             refuse_over("DSS", over)
+        return self.taps(errors.as_int("DSS", "length", length, least=1), rate, over)
+
+    def taps(self, length: int, rate: float | Array, over: Array | None = None) -> Float[jax.Array, "*b c l h"]:
+        """The kernels, of arguments that a layer has checked."""
         A, dt = self.scaled(rate)
         if self.discretization == "softmax":
             modes = self.modes_of_all()[None]
@@ -156,7 +161,7 @@ class DSSKernel(nnx.Module):
             most = self._normalized_over(length, rate)
             return ops.softmax_kernel(weights, A, most, dt=dt, epsilon=epsilon, over=over)[..., :length, :]
         _, B_bar, C = self.recurrence(rate)
-        return ops.vandermonde(C * B_bar[None], A, length, dt=dt, rule=transition_rule(self.discretization))
+        return diagonal_taps(C * B_bar[None], A, dt, length, transition_rule(self.discretization))
 
     def modes_of_all(self) -> Complex[jax.Array, " n"]:
         """Lambda, which the features share."""

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax import ops
 from ssmjax.init.diagonal import lru_ring
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.lti.state_space import positive
+from ssmjax.ops.discretize.api import discretized
 
 __all__ = ["LRU"]
 
@@ -103,8 +103,8 @@ class LRU(ScanLayer):
             rate = rate * jnp.asarray(dts, jnp.float32)[..., None]
         A = jax.lax.complex(-nu, theta - 2 * math.pi * jnp.round(theta / (2 * math.pi)))
         rate = jnp.asarray(rate, jnp.float32)
-        decay, lasting = ops.discretize(A, jnp.broadcast_to(rate, jnp.broadcast_shapes(rate.shape, A.shape)), "zoh")
-        _, once = ops.discretize(A, jnp.ones_like(nu), "zoh")
+        decay, lasting = discretized(A, jnp.broadcast_to(rate, jnp.broadcast_shapes(rate.shape, A.shape)), "zoh")
+        _, once = discretized(A, jnp.ones_like(nu), "zoh")
         return decay, gamma.astype(decay.dtype) * lasting / once
 
 

@@ -150,6 +150,10 @@ class DPLRKernel(StateSpaceParameters):
             ValueError: The length or the rate is not positive, the rate has no value (under a transform such as
                 `jax.jit`), or C~ is made for shorter kernels.
         """
+        return self.taps(length, rate)
+
+    def taps(self, length: int, rate: float) -> Float[jax.Array, "c l h"]:
+        """As a call, by the name that all kernels of layers have."""
         system = self.system(rate)
         return ops.dplr_kernel(*system, self._length(length, rate))[:, :length]
 

@@ -9,6 +9,8 @@ from ssmjax import errors, ops
 from ssmjax.layers.common.checks import check_rate, refuse_over
 from ssmjax.layers.lti.convolution import Bidirectional, ConvolutionLayer
 from ssmjax.layers.lti.state_space import StateSpaceParameters
+from ssmjax.ops._checks import STATIC
+from ssmjax.ops.discretize.api import discretized
 from ssmjax.ops.recurrences.diagonal import (
     EPSILON,
     DiagonalRecurrence,
@@ -18,6 +20,7 @@ from ssmjax.ops.recurrences.diagonal import (
     softmax_epsilon,
     transition_rule,
 )
+from ssmjax.ops.vandermonde.api import diagonal_taps
 from ssmjax.shapes import Array, Float, Inexact, Int
 
 __all__ = ["DIAGONAL_RULES", "S4D", "DiagonalKernel"]
@@ -145,6 +148,12 @@ class DiagonalKernel(StateSpaceParameters):
         True
         """
         check_rate("S4D", rate)
+        if self.discretization not in NORMALIZED:
+            refuse_over("S4D", over)
+        return self.taps(errors.as_int("S4D", "length", length, least=1, remedy=STATIC), rate, over)
+
+    def taps(self, length: int, rate: float | Array, over: Array | None = None) -> Float[jax.Array, "*b c l h"]:
+        """The kernels, of arguments that a layer has checked."""
         A, dt = self.A(), self.step_sizes(rate)
         if self.discretization in NORMALIZED:
             once = 1 if self.conj_sym else 2  # this kernel counts each mode once, in any case
@@ -157,9 +166,8 @@ class DiagonalKernel(StateSpaceParameters):
                 epsilon=softmax_epsilon(A, dt, A) if self.discretization == "dss" else EPSILON,
                 over=over,
             )
-        refuse_over("S4D", over)
-        _, B_bar, C = self.recurrence(rate)
-        return ops.vandermonde(C * B_bar[None], A, length, dt=dt, rule=transition_rule(self.discretization))
+        _, B_bar, C = self._discretized(A, dt)
+        return diagonal_taps(C * B_bar[None], A, dt, length, transition_rule(self.discretization))
 
     @property
     def depends_on_length(self) -> bool:
@@ -172,8 +180,11 @@ class DiagonalKernel(StateSpaceParameters):
         if self.discretization in NORMALIZED:
             remedy = "Its modes are normalized over the length of a sequence; take another discretization."
             raise errors.bad_argument("S4D", "discretization", self.discretization, "one with a recurrence", remedy)
+        return self._discretized(self.A(), self.step_sizes(rate))
+
+    def _discretized(self, A: Array, dt: Array) -> DiagonalRecurrence:
         lasts = self.step_sizes() if self.discretization == "async" else None
-        A_bar, gain = ops.discretize(self.A(), self.step_sizes(rate), self.discretization, dt_input=lasts)
+        A_bar, gain = discretized(A, dt, self.discretization, lasts)
         return DiagonalRecurrence(A_bar, gain * self.input_vectors(), self.output_vectors())
 
     def carried(

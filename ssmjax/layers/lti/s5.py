@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax import errors, ops
+from ssmjax import errors
 from ssmjax.init.diagonal import block_diagonal_legs
 from ssmjax.init.step_size import log_step_size
 from ssmjax.layers.common.checks import as_sizes, check_step_range
@@ -16,6 +16,7 @@ from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.recurrence import Bidirectional, Matrices, ScanLayer
 from ssmjax.layers.lti.state_space import as_complex, positive
 from ssmjax.ops._checks import Rule, require_rule
+from ssmjax.ops.discretize.api import discretized
 from ssmjax.shapes import Float
 
 __all__ = ["S5"]
@@ -129,7 +130,7 @@ class S5(ScanLayer):
         A = jax.lax.complex(jnp.minimum(re, LARGEST_REAL_PART) if self.clip_eigs else re, im)
         step = rate * positive(self.log_step[...][:, 0], "exp")
         dt = step if dts is None else step[None, None] * jnp.asarray(dts, jnp.float32)[..., None]
-        return ops.discretize(A, dt, self.discretization, dt_input=step if self.discretization == "async" else None)
+        return discretized(A, dt, self.discretization, step if self.discretization == "async" else None)
 
 
 def _check_blocks(d_state: int, blocks: int, conj_sym: bool) -> None:

@@ -28,18 +28,18 @@ def reverse_only(op: str, function: Callable[..., Any], *args: Any) -> Any:
     >>> float(jax.grad(lambda x: reverse_only("example", lambda x: 3 * x, x))(1.0))
     3.0
     """
-    traced = jax.core.Tracer  # a derivative comes with a tracer
-    args = jax.tree.map(lambda x: _watched(x, op) if isinstance(x, traced) and _has_derivative(x) else x, args)
+
+    def watch(x):  # a derivative comes with a tracer
+        known = not isinstance(x, jax.core.Tracer) or not jnp.issubdtype(x.dtype, jnp.inexact)
+        return x if known else _watched(x, op)
+
+    args = jax.tree.map(watch, args)
     try:
         return function(*args)
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise
         _refuse(op=op)
-
-
-def _has_derivative(x) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def _watched_fun(x, op):

@@ -18,7 +18,7 @@ from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.ops._numerics.transition import gain, transition
 from ssmjax.shapes import Array, Float, Inexact
 
-__all__ = ["discretize"]
+__all__ = ["discretize", "discretized"]
 
 
 def discretize(
@@ -55,6 +55,13 @@ def discretize(
     ([0.6, 0.3333], [0.4, 0.3333])
     """
     _check(A, dt, rule, dt_input)
+    return discretized(A, dt, rule, dt_input)
+
+
+def discretized(
+    A: Inexact[Array, "..."], dt: Float[Array, "..."], rule: str, dt_input: Float[Array, "..."] | None = None
+) -> tuple[Inexact[jax.Array, "..."], Inexact[jax.Array, "..."]]:
+    """`discretize` of arguments that are known to be right, as those of a layer are."""
     shape = jnp.broadcast_shapes(A.shape, dt.shape, () if dt_input is None else dt_input.shape)
     number = real_type(A, dt)
     arrays = (A.real, A.imag, dt, dt if dt_input is None else dt_input)

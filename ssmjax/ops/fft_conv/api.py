@@ -10,7 +10,7 @@ from ssmjax.ops.fft_conv.reference import fft_conv_reference
 from ssmjax.ops.fft_conv.xla import fft_conv_xla
 from ssmjax.shapes import Array, Float
 
-__all__ = ["fft_conv", "fft_conv_nd"]
+__all__ = ["convolve", "fft_conv", "fft_conv_nd"]
 
 IMPLEMENTATIONS = {"xla": fft_conv_xla, "reference": fft_conv_reference}
 MAX_AXES = 3
@@ -66,7 +66,7 @@ def fft_conv(
     if x.ndim != 3:
         raise errors.bad_shape(where, "x", x, "of rank 3, (b l d)", "For images or videos use fft_conv_nd.")
     _check(where, x, kernel, D)
-    return _convolve(where, x, kernel, D, (_checks.as_tap(where, "origin", origin, kernel.shape[-2]),), implementation)
+    return convolve(where, x, kernel, D, (_checks.as_tap(where, "origin", origin, kernel.shape[-2]),), implementation)
 
 
 @_half.rounded_once("x")
@@ -112,12 +112,13 @@ def fft_conv_nd(
             where, "x", x, "of rank 3 or more, (b *s d)", "For a sequence add a feature: x[..., None]."
         )
     _check(where, x, kernel, D)
-    return _convolve(
+    return convolve(
         where, x, kernel, D, _checks.as_origin(where, origin, kernel.shape[1 - x.ndim : -1]), implementation
     )
 
 
-def _convolve(where, x, kernel, D, origin, implementation):
+def convolve(where, x, kernel, D, origin, implementation="auto"):
+    """`fft_conv` or `fft_conv_nd` of arguments that are known to be right, with an origin for each axis."""
     empty = "an axis has size 0" if 0 in x.shape else None
     several = (
         None if x.ndim - 2 <= MAX_AXES else f"it has {x.ndim - 2} axes, and transforms run over at most {MAX_AXES}"

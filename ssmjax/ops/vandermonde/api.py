@@ -11,7 +11,7 @@ from ssmjax.ops.vandermonde import reference
 from ssmjax.ops.vandermonde.xla import kernel, state
 from ssmjax.shapes import Array, Float, Inexact
 
-__all__ = ["vandermonde", "vandermonde_state"]
+__all__ = ["diagonal_taps", "vandermonde", "vandermonde_state"]
 
 IMPLEMENTATIONS = ("xla", "reference")
 
@@ -58,8 +58,20 @@ def vandermonde(
     where = "vandermonde"
     length = _checks.as_length(where, length)
     dt, C, A = _checks.as_diagonal(where, {"C": C}, A, dt, rule)
+    return diagonal_taps(C, A, dt, length, rule, implementation)
+
+
+def diagonal_taps(
+    C: Inexact[Array, "*b h n"],
+    A: Inexact[Array, "h n"],
+    dt: Float[Array, "h n"],
+    length: int,
+    rule: str,
+    implementation: str = "auto",
+) -> Float[jax.Array, "*b l h"]:
+    """`vandermonde` of arguments of one precision that are known to be right, as those of a layer are."""
     flat = C.reshape(-1, *A.shape)
-    if backend.choose(where, implementation, C, A) == "reference":
+    if backend.choose("vandermonde", implementation, C, A) == "reference":
         K = reference.vandermonde_reference(flat, A, dt, length, rule)
     else:
         K = kernel((flat.real, flat.imag), _squares(A, dt, rule, length), length)
