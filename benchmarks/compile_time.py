@@ -58,7 +58,7 @@ def main(config: Config) -> float:
 
 def _seconds(config: Config, depth: int) -> float:
     model = ssmjax.create_model(config.model, img_size=config.img_size, depth=depth)
-    layout, params, rest, _ = split_model(model)
+    layout, params, rest = split_model(model)
     optimizer = adamw(1e-3, steps=100)
     state = commit(init_state(params, rest, optimizer, seed=0, ema=False))
     shape = (config.batch, config.img_size, config.img_size, model.config.in_channels)

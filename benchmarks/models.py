@@ -113,7 +113,7 @@ def _batch(shape: tuple[int, ...], dtype: Any, config: Any) -> dict[str, jax.Arr
 
 
 def _inference(model: Any, batch: dict[str, jax.Array]) -> Any:
-    layout, params, rest, _ = split_model(model)
+    layout, params, rest = split_model(model)
     call = jax.jit(lambda params, rest, x: layout.merge(params, rest)(x)).lower(params, rest, batch["inputs"]).compile()
     return lambda: call(params, rest, batch["inputs"])
 
@@ -123,7 +123,7 @@ def _training(model: Any, batch: dict[str, jax.Array]) -> Any:
         logits = model(batch["inputs"], train=True, key=key)
         return softmax_cross_entropy(logits, batch["label"]).mean(), {}
 
-    layout, params, rest, _ = split_model(model)
+    layout, params, rest = split_model(model)
     optimizer = adamw(1e-3, steps=1000)
     state = commit(init_state(params, rest, optimizer, seed=0, ema=False, layout=layout))
     step = jax.jit(make_step(layout, loss, optimizer), donate_argnums=0).lower(state, batch).compile()

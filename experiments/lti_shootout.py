@@ -113,7 +113,7 @@ def _cost(config: Config, task: sequence.Task, layer: str, length: int, repeats:
     """The time and the temporary memory of one training step on random sequences of a length."""
     own = dataclasses.replace(config, layer=layer)
     longest = {"l_max": length} if layer == "s4" else {}
-    layout, params, rest, _ = split_model(sequence.build(own, task, 0, **SAME, **longest))
+    layout, params, rest = split_model(sequence.build(own, task, 0, **SAME, **longest))
     optimizer = sequence.optimizer(own, 1000)
     step = make_step(layout, sequence.make_loss(0.0), optimizer)
     state = commit(init_state(params, rest, optimizer, seed=0, ema=False, layout=layout))

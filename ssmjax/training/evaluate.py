@@ -73,7 +73,7 @@ def evaluate(
     >>> evaluate(model, [{"image": images, "label": np.array([0, 1, 0]), "mask": mask}])["accuracy"]
     0.5
     """
-    layout, params, rest, _ = split_model(model)
+    layout, params, rest = split_model(model)
     add = _compiled(layout, metric_fn, prepare)
     totals = None
     for batch in batches:

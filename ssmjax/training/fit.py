@@ -24,7 +24,7 @@ from ssmjax.training.prefetch import Prefetcher
 from ssmjax.training.profiling import ProfileWindow
 from ssmjax.training.recorder import Recorder
 from ssmjax.training.settings import check_settings, model_settings
-from ssmjax.training.state import Arrays, TrainState, commit, split_model
+from ssmjax.training.state import Arrays, TrainState, commit, split_trainable
 from ssmjax.training.step import Batch, Loss, Metrics, Prepare, init_state, make_step
 
 __all__ = ["FitConfig", "FitResult", "fit"]
@@ -182,7 +182,7 @@ def fit(
     if steps < 1:
         raise bad_argument("fit", "steps", steps, "at least 1")
     scaling = _computes_in_float16(model) if config.loss_scaling is None else config.loss_scaling
-    layout, params, rest, frozen = split_model(model, trainable)
+    layout, params, rest, frozen = split_trainable(model, trainable)
     state = init_state(
         params,
         rest,

@@ -15,7 +15,7 @@ from ssmjax.errors import bad_argument
 from ssmjax.shapes import Array
 from ssmjax.training.parameter_info import ParameterInfo, parameter_info
 
-__all__ = ["Arrays", "Layout", "LossScale", "TrainState", "commit", "split_model"]
+__all__ = ["Arrays", "Layout", "LossScale", "TrainState", "commit", "split_model", "split_trainable"]
 
 Arrays = dict[str, Array]
 """Arrays by the path of their variable, such as `{"blocks.mixer.A_log": ...}`."""
@@ -125,8 +125,24 @@ class Layout:
         return rest
 
 
-def split_model(model: Any, trainable: Any = None) -> tuple[Layout, Arrays, Arrays, Arrays]:
+def split_model(model: Any) -> tuple[Layout, Arrays, Arrays]:
     """Takes a model apart, without copying.
+
+    Args:
+        model: An NNX module.
+
+    Returns:
+        Its layout, its parameters and its other variables, by path.
+
+    >>> layout, params, rest = split_model(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    >>> sorted(params), rest
+    (['bias', 'kernel'], {})
+    """
+    return split_trainable(model, None)[:3]
+
+
+def split_trainable(model: Any, trainable: Any) -> tuple[Layout, Arrays, Arrays, Arrays]:
+    """Takes a model apart of which some parameters are not trained, without copying.
 
     Args:
         model: An NNX module.
@@ -140,7 +156,7 @@ def split_model(model: Any, trainable: Any = None) -> tuple[Layout, Arrays, Arra
     Raises:
         ValueError: The filter matches no parameter.
 
-    >>> layout, params, rest, frozen = split_model(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.PathContains("bias"))
+    >>> layout, params, rest, frozen = split_trainable(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.PathContains("bias"))
     >>> list(params), rest, list(frozen)
     (['bias'], {}, ['kernel'])
     """

@@ -179,7 +179,7 @@ def test_more_steps_compile_nothing_more(tmp_path):
 def test_the_seed_is_not_compiled_in():
     texts = []
     for seed in (0, 1):
-        layout, params, rest, _ = split_model(mlp())
+        layout, params, rest = split_model(mlp())
         state = commit(init_state(params, rest, optax.sgd(0.1), seed=seed, ema=False))
         texts.append(jax.jit(make_step(layout, loss, optax.sgd(0.1))).lower(state, batch_fn(0)).as_text())
     assert texts[0] == texts[1]

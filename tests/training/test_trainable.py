@@ -9,7 +9,7 @@ from flax import nnx
 
 from ssmjax.training.evaluate import evaluate
 from ssmjax.training.fit import FitConfig, fit
-from ssmjax.training.state import split_model
+from ssmjax.training.state import split_trainable
 from tests.training.toy import batch_fn, loss, mlp, state_bytes, train, without_rate
 
 LAST = nnx.PathContains("last")
@@ -32,7 +32,7 @@ def test_frozen_parameters_are_in_no_state():
 
 
 def test_a_filter_may_be_a_function():
-    layout, params, _, frozen = split_model(mlp(), lambda path, variable: path[-1] == "bias")
+    layout, params, _, frozen = split_trainable(mlp(), lambda path, variable: path[-1] == "bias")
     assert set(params) == {"first.bias", "norm.bias", "last.bias"}
     assert set(frozen) == {"first.kernel", "norm.scale", "last.kernel"}
     assert layout.frozen_names == tuple(frozen)
