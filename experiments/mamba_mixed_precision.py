@@ -88,7 +88,7 @@ def inference(config: Config, mode: str, tokens: np.ndarray, exact: np.ndarray |
 
 def training(config: Config, mode: str, tokens: np.ndarray) -> dict[str, Any]:
     """One step of AdamW; logits exist for some of the tokens at a time."""
-    layout, params, rest, _ = split_model(make(config, mode))
+    layout, params, rest = split_model(make(config, mode))
     optimizer, scaling = adamw(1e-4, steps=100), mode == "float16"
     step = make_step(layout, language.next_token_loss, optimizer)
     state = init_state(params, rest, optimizer, seed=0, ema=False, layout=layout, loss_scaling=scaling)
