@@ -9,7 +9,7 @@ import numpy as np
 from experiments.shared.plots import decode_images
 from ssmjax.data.synthetic import COLORS, QUESTION_TYPES, SCENE_VOCABULARY
 
-__all__ = ["METHOD_COLORS", "draw_merge_classifier", "draw_scenes", "question_text"]
+__all__ = ["METHOD_COLORS", "draw_merge_classifier", "draw_scenes", "draw_token_merge", "question_text"]
 
 _BARS = (
     ("blank", "picture blank", "#bbbbbb"),
@@ -137,6 +137,52 @@ def draw_merge_classifier(results: Path, figure: Path) -> None:
         axis.imshow(np.kron(colors, np.ones((4, 4, 1))) * (0.35 + 0.65 * image / 255.0))
         axis.axis("off")
     fig.suptitle(f"merge maps of ours: {maps['m']} tokens of 49", y=0.33, fontsize=9)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(figure, dpi=130)
+    plt.close(fig)
+
+
+def draw_token_merge(results: Path, figure: Path) -> None:
+    """Draws accuracy and divergence against the number of visual tokens.
+
+    Args:
+        results: A JSON file as `experiments.token_merge` writes it.
+        figure: Where the PNG goes.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    record = json.loads(Path(results).read_text())
+    metrics = record["metrics"]
+    methods: dict[str, list[int]] = {}
+    for name in metrics:
+        row, _, kind = name.partition("/")
+        method, _, m = row.rpartition(" ")
+        if kind == "kl" and "no size" not in method:
+            methods.setdefault(method, []).append(int(m))
+    fig, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    others = plt.get_cmap("Greys")(np.linspace(0.35, 0.7, 4))
+    spare = iter(others)
+    for method, budgets in methods.items():
+        budgets = sorted(budgets)
+        color = METHOD_COLORS.get(method)
+        color = next(spare, "#999999") if color is None else color
+        style = dict(color=color, marker="o", ms=4, lw=2.2 if method == "ours" else 1.2)
+        for axis, kind, scale in ((axes[0], "accuracy", 100), (axes[1], "kl", 1)):
+            found = [metrics[f"{method} {m}/{kind}"] for m in budgets]
+            spread = [scale * (each["spread"] or 0) for each in found]
+            axis.errorbar(budgets, [scale * each["mean"] for each in found], spread, label=method, **style)
+    axes[0].axhline(100 * record["teacher"]["accuracy"], color="#333333", lw=0.8, ls=":", label="all 144 tokens")
+    axes[0].set(ylabel="accuracy (%)")
+    axes[1].set(ylabel="divergence of the answers (nats)", yscale="log")
+    for axis in axes:
+        axis.set(xlabel="visual tokens", xscale="log")
+        axis.set_xticks(budgets, [str(m) for m in budgets])
+        axis.minorticks_off()
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=7, frameon=False, ncols=2)
     figure.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(figure, dpi=130)
     plt.close(fig)

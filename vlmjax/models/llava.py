@@ -15,9 +15,9 @@ from ssmjax.models.config import check_fields, require
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.shapes import Array, Float, Int, Mask, Tokens
 from vlmjax.layers.projector import Projector
-from vlmjax.models.language import LLAMA_NANO, CausalLM, LlamaConfig, LMCache
+from vlmjax.models.language import LLAMA_NANO, CausalLM, LlamaConfig, LMCache, Qwen2Config
 from vlmjax.models.splice import splice
-from vlmjax.models.towers import CLIP_NANO, SIGLIP_NANO, CLIPVisionConfig, VisionTower
+from vlmjax.models.towers import CLIP_NANO, SIGLIP_NANO, CLIPVisionConfig, SiglipVisionConfig, VisionTower
 
 __all__ = ["Llava", "LlavaConfig"]
 
@@ -45,8 +45,8 @@ class LlavaConfig:
     576
     """
 
-    vision: CLIPVisionConfig = CLIPVisionConfig()
-    text: LlamaConfig = LlamaConfig(vocab=32064)
+    vision: CLIPVisionConfig | SiglipVisionConfig = CLIPVisionConfig()
+    text: LlamaConfig | Qwen2Config = LlamaConfig(vocab=32064)
     projector: str = "mlp2x_gelu"
     projector_bias: bool = True
     layers: tuple[int, ...] = (-2,)
