@@ -27,7 +27,7 @@ def learned(state) -> dict[str, bytes]:
 
 def run_steps(batches, steps, max_bad_steps=10):
     """The states after 0, 1, ... steps, and the metrics of the last."""
-    layout, params, rest, _ = split_model(mlp())
+    layout, params, rest = split_model(mlp())
     optimizer = adamw(0.01, steps=20)
     states = [commit(init_state(params, rest, optimizer, seed=0, ema=True))]
     step = jax.jit(make_step(layout, loss, optimizer, ema_decay=0.9, max_bad_steps=max_bad_steps))
