@@ -120,7 +120,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
         label: {
             "parameters": parameters[label],
             "receptive_field": fields[label],
-            "costs": [cost(config, label, side, data) for side in config.sizes],
+            "costs": [cost(config, label, side, data) for side in config.sizes or ()],
         }
         for label in config.models
     }

@@ -160,7 +160,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     known["frozen"] = scenes.accuracies(scenes.predictor(model), tests)
     folder = config.runs_dir / f"{NAME}_{config.tower}"
     vlmjax.save_pretrained(model, folder / "frozen")
-    training["seed"] += 1
+    training["seed"] += 1  # type: ignore[operator]
     curves["unfrozen"] = scenes.train(
         model, question_loss, steps=size["steps"], learning_rate=rate / 2, label="unfrozen", **training
     )

@@ -188,7 +188,7 @@ def _run(name: str, config: Config, data: ImageData, seed: int) -> dict[str, Any
         for i in range(2)
     ]
     found = _measure(model, config, data, schedule, judges, jax.random.key(seed))
-    per_epoch = max(1, len(data.train_images) // config.batch_size)
+    per_epoch = max(1, len(data.train_images) // (config.batch_size or 1))
     return {
         "seed": seed,
         "seconds": result.seconds + time.perf_counter() - began,

@@ -124,6 +124,6 @@ def check_labels(
     labels = jnp.asarray(labels)
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise errors.bad_shape(where, "labels", labels, "(b) integers")
-    if not isinstance(labels, jax.core.Tracer) and not bool(((labels >= 0) & (labels <= classes)).all()):
+    if not isinstance(labels, jax.core.Tracer) and not bool(((labels >= 0) & (labels <= classes)).all()):  # type: ignore[operator]
         raise errors.bad_argument(where, "labels", labels.tolist(), f"in 0..{classes} ({classes} is the null class)")
     return labels.astype(jnp.int32), len(labels)

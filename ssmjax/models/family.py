@@ -106,7 +106,7 @@ class Family:
         if self.inputs is None:
             object.__setattr__(self, "inputs", _single_input(self.build, self.input_shape, self.input_dtype))
         else:
-            first = lambda config, batch: next(iter(self.inputs(config, batch).values()))  # noqa: E731
+            first = lambda config, batch: next(iter(self.inputs(config, batch).values()))  # noqa: E731  # type: ignore[misc]
             object.__setattr__(self, "input_shape", lambda config, batch: first(config, batch).shape)
             object.__setattr__(self, "input_dtype", lambda config: first(config, 1).dtype)
         if self.input_dtype is None:

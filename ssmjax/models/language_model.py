@@ -164,7 +164,7 @@ class LanguageBlock(nnx.Module):
         The options are those of a mixer.
         """
         x, residual = add_norm(self.norm, hidden, residual)
-        hidden, state = self.mixer(x, **options) if options.get("return_state") else (self.mixer(x, **options), None)
+        hidden, state = self.mixer(x, **options) if options.get("return_state") else (self.mixer(x, **options), None)  # type: ignore[assignment]
         return *self._mlp(hidden, residual), state
 
     def step(self, hidden: Array, residual: Array, state: Any) -> tuple[Array, Array, Any]:

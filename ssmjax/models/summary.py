@@ -51,7 +51,7 @@ def summary(
     """
     definition, state = nnx.split(model)
     if input_shape is None:
-        input_shape = get_family(family_of(model.config)).inputs(model.config, 1)
+        input_shape = get_family(family_of(model.config)).inputs(model.config, 1)  # type: ignore[misc]
     named = isinstance(input_shape, Mapping)
     x = dict(input_shape) if named else jax.ShapeDtypeStruct(tuple(input_shape), input_dtype)
 

@@ -264,7 +264,7 @@ class CausalLM(nnx.Module):
             cache: From `init_cache`, or what came before.
             mask: (b l), False at padding.
         """
-        x, cache = self.decode(self.embed(tokens, mask), mask=mask, cache=cache)
+        x, cache = self.decode(self.embed(tokens, mask), mask=mask, cache=cache)  # type: ignore[assignment]
         return self.logits(x[:, -1]), cache
 
     def step(self, tokens: Int[Array, "b"], cache: LMCache) -> tuple[Float[jax.Array, "b v"], LMCache]:

@@ -152,7 +152,7 @@ class Llava(nnx.Module):
         merge: Callable | None = None,
     ) -> tuple[Float[jax.Array, "b v"], LMCache]:
         """Reads a prompt with its images: the logits after its last token, and the cache."""
-        x, cache = self._decode(tokens, images, mask, merge, cache)
+        x, cache = self._decode(tokens, images, mask, merge, cache)  # type: ignore[assignment]
         return self.language.logits(x[:, -1]), cache
 
     def step(self, tokens: Int[Array, "b"], cache: LMCache) -> tuple[Float[jax.Array, "b v"], LMCache]:

@@ -52,14 +52,14 @@ def gated_rms_norm(
     [1.0, 1.0, 1.0, 1.0]
     """
     e = x.shape[-1]
-    group = e if group is None else group
-    if group < 1 or e % group:
+    size = e if group is None else group
+    if size < 1 or e % size:
         raise errors.bad_argument("gated_rms_norm", "group", group, f"a divisor of the {e} channels")
     real = real_type(x)
     gate = None if z is None else jax.nn.silu(z.astype(real))
     y = x.astype(real)
     y = y if gate is None or norm_before_gate else y * gate
-    grouped = y.reshape(*y.shape[:-1], e // group, group)
+    grouped = y.reshape(*y.shape[:-1], e // size, size)
     y = (grouped * jax.lax.rsqrt(jnp.square(grouped).mean(-1, keepdims=True) + eps)).reshape(y.shape)
     lead = (None,) * (x.ndim - 1)
     y = y * scale.astype(real)[lead]

@@ -65,7 +65,7 @@ def selective_state_update(
     real = real_type(x)
     dt = dt.astype(real)
     if heads:  # a dt and a bias of one entry a head beside those of one a channel
-        dt, dt_bias, D = (_with_channels(v, rank) for v, rank in ((dt, 3), (dt_bias, 2), (D, 2)))
+        dt, dt_bias, D = (_with_channels(v, rank) for v, rank in ((dt, 3), (dt_bias, 2), (D, 2)))  # type: ignore[assignment]
         A = A if A.ndim == 3 else A[:, None, None]
         B, C = (jnp.repeat(M, x.shape[1] // M.shape[1], axis=1)[:, :, None] for M in (B, C))
     else:

@@ -167,7 +167,7 @@ def _chunk(factors: str, h, steps):
     weights = _product("btgn,bsgn->bgts", factors, C, B)[:, :, None] * rearrange(decay, "b t s (g k) -> b g k t s", g=g)
     y = _product("bgkts,bsgkp->btgkp", factors, weights, x)
     entering = _over_heads(jnp.exp(from_start), r, g)
-    y = y + entering * _product("btgn,bgkpn->btgkp", factors, C, h)
+    y = y + entering * _product("btgn,bgkpn->btgkp", factors, C, h)  # type: ignore[operator]
     added = _product("bsgkp,bsgn->bgkpn", factors, x.astype(real) * _over_heads(jnp.exp(to_end) * scale, r, g), B)
     h = entering[:, -1, :, :, :, None] * h + added
     return rearrange(h, "b g k p n -> b (g k) p n"), rearrange(y, "b (q r) g k p -> b q r (g k) p", r=r)

@@ -125,18 +125,18 @@ def choose_tiles(
     """
     programs = b * e // CHANNELS
     unit = 128 // n  # a tile of B is read by 128 threads
-    helpers = (helpers or {}).get(case_of(programs, widths, changes_dt), {"forward": False, "backward": False})
+    paid = (helpers or {}).get(case_of(programs, widths, changes_dt), {"forward": False, "backward": False})
 
     def fits(size, tile, limit=SHARED_BYTES):
         return size(tile, n, widths, changes_dt) <= limit
 
-    helped = n == 16 and helpers["backward"]
+    helped = n == 16 and paid["backward"]
     backward = [Tile(q, 4, n // 8, slots=2 + helped, helper=helped) for q in range(unit, 33, unit)]
     backward = _cheapest(l, [tile for tile in backward if fits(_backward_bytes, tile)])
     backward = dataclasses.replace(backward, chunks=_chunks(programs, l, backward.steps, 1))
     chunks = _chunks(programs, l, 2 * backward.steps, 2)
     steps = range(backward.steps, 65, backward.steps)
-    if n == 16 and chunks == 1 and programs <= MULTIPROCESSORS and helpers["forward"]:
+    if n == 16 and chunks == 1 and programs <= MULTIPROCESSORS and paid["forward"]:
         forward = [Tile(q, 8, 2, slots=3, helper=True) for q in steps]
         forward = [tile for tile in forward if fits(_forward_bytes, tile)]
     else:

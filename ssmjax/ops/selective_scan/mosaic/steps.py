@@ -62,7 +62,7 @@ def step(refs, h, A, d, du, turn, row, mine, keep, ends):
         h[k] = (a if keep is None else a * keep) * h[k] + du * B[k]
         if not ends:  # two sums, so that an addition need not wait for the one before
             sums[k % 2] = h[k] * C[k] if sums[k % 2] is None else sums[k % 2] + h[k] * C[k]
-    return h, None if ends else sums[0] + sums[1]
+    return h, None if ends else sums[0] + sums[1]  # type: ignore[operator]
 
 
 def inputs(plan, refs, place, p, slot, turn, row):
