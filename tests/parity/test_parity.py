@@ -19,7 +19,15 @@ def test_there_are_dumps_of_every_family():
     assert len(DUMPS) - len(descriptions) == len(harness.bundles)
 
 
-@pytest.mark.parametrize("path", DUMPS, ids=lambda path: path.stem)
+SLOW = {"vmamba", "mambavision", "vlm"}
+"""Folders of models that take long to compile; `make test-parity` checks them too."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.parent.name in SLOW else ()) for path in DUMPS],
+    ids=lambda path: path.stem,
+)
 def test_parity(path):
     result = harness.check(path, path.stem)
     assert result.passed, result.line()

@@ -66,7 +66,9 @@ def run_mixer(dump: Dump) -> Arrays:
     results = {"out/y": np.asarray(y)}
     if "gy" in inputs:
         of_state, of_u = pull(jnp.asarray(inputs["gy"]))
-        results |= _named(mambavision.MIXER.to_source(model_arrays(of_state))) | {"grad/u": np.asarray(of_u)}
+        results |= _named(mambavision.MIXER.to_source(model_arrays(nnx.merge(definition, of_state)))) | {
+            "grad/u": np.asarray(of_u)
+        }
     return results
 
 
@@ -84,7 +86,14 @@ def _run(model, inputs, stage: str, channels_first: bool) -> tuple[Arrays, Array
     if channels_first:
         maps = [rearrange(x, "b y x d -> b d y x") for x in maps]
     named = dict(zip(["patch_embed", *(f"{stage}{i}" for i in range(len(maps) - 1))], maps, strict=True))
-    return {f"out/{name}": np.asarray(x) for name, x in {**outputs, **named}.items()}, model_arrays(gradients)
+    named = {f"out/{name}": np.asarray(x) for name, x in {**outputs, **named}.items()}
+    trained = nnx.split(model, nnx.Param, ...)[1]
+    of_ours = model_arrays(nnx.merge(definition, gradients, rest))
+    return named, {name: of_ours[name] for name in _flat_names(trained)}
+
+
+def _flat_names(state) -> set[str]:
+    return {".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
 
 
 # A model runs once on tiny arrays: most of the compiler's work would be wasted.
