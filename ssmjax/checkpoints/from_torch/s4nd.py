@@ -97,7 +97,8 @@ def layer_arguments(arguments: Mapping[str, Any], state: Mapping[str, np.ndarray
     if ours["kernel"] == "s4d":
         return ours | {"discretization": theirs["disc"]}
     lengths = _lengths(ours["axes"])
-    check_needed(where, state, lengths, [*_names(state, ours["axes"]), *_PLAIN, *lengths])
+    state = {_PLAIN.get(name, name): x for name, x in state.items()}
+    check_needed(where, state, lengths, [*_names(state, ours["axes"]), *lengths])
     ours["l_max"] = tuple(int(state[name]) for name in lengths)
     if 0 in ours["l_max"]:
         remedy = "Run the original once on an input, and save it again."
