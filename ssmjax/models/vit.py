@@ -22,6 +22,7 @@ from ssmjax.layers.vision.windows import SelfAttention
 from ssmjax.models.adapt import adapt_images
 from ssmjax.models.config import ComputeDtype, check_fields, require
 from ssmjax.models.inputs import check_images, image_inputs
+from ssmjax.models.mode import follows_mode
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.shapes import Array, Float, PRNGKey, Tokens
 
@@ -124,6 +125,7 @@ class ViTBlock(nnx.Module):
         return x
 
 
+@follows_mode
 class ViT(nnx.Module):
     """A vision transformer: patches, a class token in front, position embedding, blocks, a norm and a linear head.
 
@@ -149,12 +151,14 @@ class ViT(nnx.Module):
         head = nnx.Linear(d, config.num_classes, kernel_init=_DRAW, rngs=rngs) if config.num_classes else None
         self.head = None if head is None else with_kinds(head, kernel="head")
 
-    def __call__(self, images: Array, *, train: bool = False, key: PRNGKey | None = None) -> Float[jax.Array, "b v"]:
+    def __call__(
+        self, images: Array, *, train: bool | None = None, key: PRNGKey | None = None
+    ) -> Float[jax.Array, "b v"]:
         """Class logits.
 
         Args:
             images: (b y x d), floating, channels last, normalized.
-            train: Whether stochastic depth acts.
+            train: Whether stochastic depth acts; None: by `model.train()` or `.eval()`.
             key: The random key; needed with `train=True` where `drop_path_rate` is above 0.
 
         Returns:
@@ -166,12 +170,14 @@ class ViT(nnx.Module):
         x = self.tokens(images, train=train, key=key)[:, 0]
         return x if self.head is None else self.head(x)
 
-    def tokens(self, images: Array, *, train: bool = False, key: PRNGKey | None = None) -> Float[jax.Array, "b l d"]:
+    def tokens(
+        self, images: Array, *, train: bool | None = None, key: PRNGKey | None = None
+    ) -> Float[jax.Array, "b l d"]:
         """Every token after the final norm, the class token first, float32.
 
         Args:
             images: As for a call of the model; so are `train` and `key`.
-            train: Whether stochastic depth acts.
+            train: Whether stochastic depth acts; None: by `model.train()` or `.eval()`.
             key: The random key.
         """
         config = self.config

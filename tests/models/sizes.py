@@ -7,7 +7,12 @@ from ssmjax.models import registry
 
 __all__ = ["DISTINCT", "NAMES", "OTHERS"]
 
-NAMES = ssmjax.list_models()
+NAMES = [
+    name
+    for name in ssmjax.list_models()
+    if registry.get_family(registry.family_of(ssmjax.model_config(name))).package == "ssmjax"
+]
+"""Those of this package; an import of another one, in another test, adds names."""
 
 
 def _distinct_when_tiny() -> list[str]:

@@ -110,7 +110,8 @@ def _check(model, out):
 
 def test_names_are_sorted_and_match_patterns():
     assert sorted(NAMES) == NAMES
-    assert ssmjax.list_models("vim_*") == ["vim_base", "vim_nano", "vim_small", "vim_tiny"]
+    compact = ["vim_compact_nano", "vim_compact_small"]
+    assert ssmjax.list_models("vim_*") == ["vim_base", *compact, "vim_nano", "vim_small", "vim_tiny"]
     assert ssmjax.list_models("nothing*") == []
 
 
