@@ -10,6 +10,7 @@ CALLS = [
     (f"{op.name}_{implementation}", op, {"implementation": implementation} if implementation else {})
     for op in ops.registered_ops()
     for implementation in op.implementations or ("",)
+    if "pallas" not in implementation  # kernels need their GPU: tests/gpu, and the simulator of tests/ops
 ]
 
 

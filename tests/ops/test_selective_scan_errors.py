@@ -43,8 +43,8 @@ def test_wrong_dtypes_and_names():
         ops.selective_scan(**right | {"B": 1j * right["B"]})
     with pytest.raises(ValueError, match="Did you mean 'reference'"):
         ops.selective_scan(**right, implementation="referense")
-    with pytest.raises(NotImplementedError, match="selective_scan has no 'pallas_mosaic' implementation yet"):
-        ops.selective_scan(**right, implementation="pallas_mosaic")
+    with pytest.raises(NotImplementedError, match="selective_scan has no 'pallas_tpu' implementation yet"):
+        ops.selective_scan(**right, implementation="pallas_tpu")
     with pytest.raises(NotImplementedError, match="an axis has size 0"):
         ops.selective_scan(**{k: v[:, :0] if k != "A" else v for k, v in right.items()}, implementation="xla")
 

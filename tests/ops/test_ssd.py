@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ssmjax import ops
+from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.reference import selective_scan_reference
 from ssmjax.ops.ssd.cost import ssd_cost
 from ssmjax.ops.trapezoidal_ssd.cost import trapezoidal_ssd_cost
@@ -94,9 +95,7 @@ def test_steps_equal_the_sequence():
 
 def test_a_step_of_mamba_1():
     given = oracle.scan_problem(1)
-    y, state = selective_scan_reference(
-        *(given[k] for k in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")), True, given["h0"], None, False
-    )
+    y, state = selective_scan_reference(ScanCall(**given, dt_softplus=True, return_state=True))
     now = {k: v[:, 0] if k in ("x", "dt", "B", "C", "z") else v for k, v in given.items() if k != "h0"}
     got = ops.selective_state_update(given["h0"], **now, dt_softplus=True)
     assert_close(got, (y[:, 0], state), 1e-6)

@@ -127,7 +127,7 @@ class CausalAttention(nnx.Module):
         if segment_ids is not None and (state is not None or return_state):
             wanted = "left out where there is a state"
             raise errors.bad_shape("CausalAttention", "segment_ids", segment_ids, wanted)
-        (b, l, _), mask = u.shape, None if mask is None else jnp.asarray(mask) != 0
+        (b, l, _), mask = u.shape, None if mask is None else jnp.asarray(mask).astype(bool)
         if state is None and return_state:
             state = self.init_state(b, max(self.max_length, l))
         qkv = self.in_proj(u)
@@ -175,7 +175,7 @@ class CausalAttention(nnx.Module):
         if r == 0:
             return x
         rates = self.rotary_base ** (-jnp.arange(0, r, 2, dtype=jnp.float32) / r)
-        angles = positions[..., None, None] * rates[None, None, None]
+        angles = positions[..., None, None].astype(jnp.float32) * rates[None, None, None]
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         first, second, rest = jnp.split(x.astype(jnp.float32), [r // 2, r], axis=-1)
         return jnp.concatenate([first * cos - second * sin, first * sin + second * cos, rest], axis=-1).astype(x.dtype)
