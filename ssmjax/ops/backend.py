@@ -45,14 +45,10 @@ Support = str | None
 
 
 class Form(NamedTuple):
-    """An implementation: a function of a call, and of whether it takes the call (see `Support`).
-
-    With `by_name`, a reason, `"auto"` passes it by, even where it takes the call.
-    """
+    """An implementation: a function of a call, and of whether it takes the call (see `Support`)."""
 
     run: Callable[[Any], Any]
     supports: Callable[[Any], Support] = lambda call: None
-    by_name: Support = None
 
 
 ENVIRONMENT_VARIABLE = "SSMJAX_IMPLEMENTATION"
@@ -187,8 +183,7 @@ def resolve(op: str, implementation: str, available: Mapping[str, Support], deta
 
 def dispatch(op: str, implementation: str, forms: Mapping[str, Form], call: Any, detail: str = "") -> Any:
     """Runs a call by the first of the forms that takes it, or by the named one; see `resolve`."""
-    by_itself = _requested(op, implementation)[0] == "auto"
-    available = {name: form.supports(call) or (form.by_name if by_itself else None) for name, form in forms.items()}
+    available = {name: form.supports(call) for name, form in forms.items()}
     return forms[resolve(op, implementation, available, detail)].run(call)
 
 

@@ -71,15 +71,3 @@ def test_report_says_what_and_why():
 def test_import_loads_no_pallas():
     code = "import sys, ssmjax.ops; sys.exit(any(m.startswith('jax') and 'pallas' in m for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_what_is_asked_for_by_name_is_not_chosen_by_auto():
-    forms = {
-        "pallas_mosaic": backend.Form(lambda call: "kernel", by_name="not yet"),
-        "xla": backend.Form(lambda call: "xla"),
-    }
-    assert backend.dispatch("held", "auto", forms, None) == "xla"
-    assert backend.dispatch("held", "pallas_mosaic", forms, None) == "kernel"
-    with ops.use_implementation("pallas_mosaic"):
-        assert backend.dispatch("held", "auto", forms, None) == "kernel"
-    assert "not pallas_mosaic: not yet" in ops.report()

@@ -13,11 +13,7 @@ from ssmjax.shapes import Array, Float, Inexact, SegmentIds, State
 __all__ = ["selective_scan"]
 
 IMPLEMENTATIONS = {
-    "pallas_mosaic": backend.Form(
-        pallas_mosaic.selective_scan_mosaic,
-        pallas_mosaic.supports,
-        by_name="it is asked for by name until `make test-gpu` has passed on its present form",
-    ),
+    "pallas_mosaic": backend.Form(pallas_mosaic.selective_scan_mosaic, pallas_mosaic.supports),
     "xla": backend.Form(xla.selective_scan_xla, xla.supports),
     "reference": backend.Form(selective_scan_reference),
 }
