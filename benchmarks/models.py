@@ -2,13 +2,15 @@
 
 A task is inference (one forward pass of a batch) or training (forward, backward and AdamW, one step of `fit`). Records
 go to `benchmarks/results/<device>.json` beside those of the ops, and name the batch, the size of an input, the time of
-a step, examples per second, the device's peak memory, and, as a floor, the time that the step's products take at
-`--peak-tflops`.
+a step, examples per second, the memory that the compiled program holds at once, and, as a floor, the time that the
+step's products take at `--peak-tflops`.
 """
 
+import ast
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -42,6 +44,8 @@ class Config:
         img_size: The side of the images; None is the model's own.
         depth: The number of layers; None is the model's own.
         dtype: float32, bfloat16 or float16.
+        changes: Further fields of the models, such as `unroll_layers=True`.
+        implementation: What the ops are computed by, `auto` or a named one such as `xla`; all are timed in turns.
         rounds: Samples.
         peak_tflops: Of the device in this dtype, for the floor; None leaves it out.
         out: Results file; `benchmarks/results/<device>.json` by default.
@@ -53,6 +57,8 @@ class Config:
     img_size: int | None = None
     depth: int | None = None
     dtype: str = "bfloat16"
+    changes: tuple[str, ...] = ()
+    implementation: tuple[str, ...] = ("auto",)
     rounds: int = 10
     peak_tflops: float | None = None
     out: pathlib.Path | None = None
@@ -60,12 +66,12 @@ class Config:
 
 def main(config: Config) -> list[dict[str, Any]]:
     """Runs the benchmark, writes its records and prints them; returns the records."""
-    records = [_record(name, task, config) for name in config.model for task in config.task]
+    records = [record for name in config.model for task in config.task for record in _records(name, task, config)]
     for r in records:
         floor = "" if r["floor_ms"] is None else f", floor {r['floor_ms']:.2f} ms"
         memory = "" if r["peak_gb"] is None else f", {r['peak_gb']:.2f} GB"
         print(
-            f"{r['model']:20s} {r['task']:6s} batch {r['batch']} of {r['size']}, {r['dtype']}: {r['ms']:.2f} ms "
+            f"{_label(r):20s} {r['task']:6s} batch {r['batch']} of {r['size']}, {r['dtype']}: {r['ms']:.2f} ms "
             f"+-{r['spread']:.0%}, {r['per_second']:,.0f} a second{memory}{floor}"
         )
     source = stamp()
@@ -76,31 +82,48 @@ def main(config: Config) -> list[dict[str, Any]]:
     return records
 
 
-def _record(name: str, task: Task, config: Config) -> dict[str, Any]:
+def _records(name: str, task: Task, config: Config) -> list[dict[str, Any]]:
+    """A record for each implementation, timed in turns."""
     changes = {"img_size": config.img_size, "depth": config.depth}
     changes = {field: value for field, value in changes.items() if value is not None}
+    changes |= {field: ast.literal_eval(value) for field, _, value in (text.partition("=") for text in config.changes)}
     model = ssmjax.create_model(name, dtype=config.dtype, **changes)
     family = registry.get_family(registry.family_of(model.config))
     shape, dtype = family.input_shape(model.config, config.batch), family.input_dtype(model.config)
     batch = _batch(shape, dtype, model.config)
-    run = (_inference if task == "infer" else _training)(model, batch)
-    runs = runs_a_sample(run, ())
-    times = time_in_turns({"model": back_to_back(run, runs)}, (), config.rounds, {"model": runs})["model"]
-    return {
-        "model": name,
-        "task": task,
-        "batch": config.batch,
-        "size": "x".join(map(str, shape[1:])),
-        "dtype": config.dtype,
-        "ms": round(times.median, 4),
-        "spread": round(times.spread, 3),
-        "per_second": round(1e3 * config.batch / times.median, 2),
-        "peak_gb": _peak_gb(),
-        "peer_ms": None,
-        "floor_ms": _floor_ms(model, shape, task, config.peak_tflops),
-        "parameters": sum(x.size for x in jax.tree.leaves(split_model(model)[1])),
-        "runs": runs,
-    }
+    steps, runs, temporary = {}, {}, {}
+    for implementation in config.implementation:
+        with ssmjax.use_implementation(implementation):
+            step, temporary[implementation] = (_inference if task == "infer" else _training)(model, batch)
+        runs[implementation] = runs_a_sample(step, ())
+        steps[implementation] = back_to_back(step, runs[implementation])
+    times = time_in_turns(steps, (), config.rounds, runs)
+    return [
+        {
+            "model": name,
+            "changes": " ".join(config.changes),
+            "implementation": implementation,
+            "task": task,
+            "batch": config.batch,
+            "size": "x".join(map(str, shape[1:])),
+            "dtype": config.dtype,
+            "ms": round(found.median, 4),
+            "spread": round(found.spread, 3),
+            "per_second": round(1e3 * config.batch / found.median, 2),
+            "peak_gb": round(temporary[implementation] / 1e9, 3),
+            "peer_ms": None,
+            "floor_ms": _floor_ms(model, shape, task, config.peak_tflops),
+            "parameters": sum(x.size for x in jax.tree.leaves(split_model(model)[1])),
+            "runs": runs[implementation],
+        }
+        for implementation, found in times.items()
+    ]
+
+
+def _label(record: dict[str, Any]) -> str:
+    """The model, and what is not its default."""
+    chosen = record.get("implementation", "auto")
+    return " ".join(filter(None, [record["model"], record.get("changes"), chosen if chosen != "auto" else ""]))
 
 
 def _batch(shape: tuple[int, ...], dtype: Any, config: Any) -> dict[str, jax.Array]:
@@ -112,13 +135,16 @@ def _batch(shape: tuple[int, ...], dtype: Any, config: Any) -> dict[str, jax.Arr
     return {"inputs": x, "label": jax.random.randint(labels, shape[:1], 0, config.num_classes)}
 
 
-def _inference(model: Any, batch: dict[str, jax.Array]) -> Any:
+def _inference(model: Any, batch: dict[str, jax.Array]) -> tuple[Callable[[], Any], int]:
+    """A forward pass, and the bytes that it holds at once."""
     layout, params, rest = split_model(model)
     call = jax.jit(lambda params, rest, x: layout.merge(params, rest)(x)).lower(params, rest, batch["inputs"]).compile()
-    return lambda: call(params, rest, batch["inputs"])
+    return lambda: call(params, rest, batch["inputs"]), _bytes(call)
 
 
-def _training(model: Any, batch: dict[str, jax.Array]) -> Any:
+def _training(model: Any, batch: dict[str, jax.Array]) -> tuple[Callable[[], Any], int]:
+    """A training step, and the bytes that it holds at once."""
+
     def loss(model, batch, key):
         logits = model(batch["inputs"], train=True, key=key)
         return softmax_cross_entropy(logits, batch["label"]).mean(), {}
@@ -133,13 +159,14 @@ def _training(model: Any, batch: dict[str, jax.Array]) -> Any:
         kept[0], metrics = step(kept[0], batch)
         return metrics["loss"]
 
-    return run
+    return run, _bytes(step)
 
 
-def _peak_gb() -> float | None:
-    """The largest memory that the device has held, since the process began."""
-    found = jax.devices()[0].memory_stats() or {}
-    return round(found["peak_bytes_in_use"] / 1e9, 3) if "peak_bytes_in_use" in found else None
+def _bytes(compiled: Any) -> int:
+    """Arguments, results and temporaries of a compiled program; a result in an argument's place counts once."""
+    found = compiled.memory_analysis()
+    held = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return held - found.alias_size_in_bytes
 
 
 def _floor_ms(model: Any, shape: tuple[int, ...], task: Task, peak_tflops: float | None) -> float | None:
@@ -156,7 +183,8 @@ def _merged(out: pathlib.Path, records: list[dict[str, Any]]) -> list[dict[str, 
     """The records in the file, those measured again replaced."""
 
     def key(record: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(record.get(field) for field in ("model", "task", "batch", "size", "dtype"))
+        fields = {"changes": "", "implementation": "auto"} | dict.fromkeys(("model", "task", "batch", "size", "dtype"))
+        return tuple(record.get(field, default) for field, default in fields.items())
 
     old = json.loads(out.read_text()) if out.exists() else []
     new = {key(record) for record in records}

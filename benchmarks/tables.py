@@ -49,7 +49,10 @@ def model_table(records: list[dict]) -> str:
     for r in records:
         peak = "" if r["peak_gb"] is None else f"{r['peak_gb']:.1f}"
         cells = r["size"], r["batch"], r["dtype"], f"{r['ms']:.4g}", f"{r['per_second']:,.0f}", peak, r["commit"]
-        lines.append(f"| {r['model']} | {r['task']} | {' | '.join(map(str, cells))} |")
+        name = " ".join(
+            filter(None, [r["model"], r.get("changes"), r.get("implementation", "auto").removeprefix("auto")])
+        )
+        lines.append(f"| {name} | {r['task']} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
