@@ -21,7 +21,7 @@ __all__ = ["__version__", "create_model", "list_models", "load_pretrained", "sav
 _HOMES = dict.fromkeys(("create_model", "list_models", "load_pretrained", "save_pretrained"), "vlmjax.create") | {
     "train_merger": "vlmjax.training"
 }
-_SUBMODULES = ("checkpoints", "layers", "metrics", "models", "ops", "training")
+_SUBMODULES = ("checkpoints", "layers", "metrics", "models", "ops", "processing", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,37 @@
+"""From files to what the models read, as the originals do it: images, patches, chat templates, placeholders."""
+
+from vlmjax.processing.chat import CHATS, Chat, expand_placeholders
+from vlmjax.processing.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    SIGLIP_MEAN,
+    SIGLIP_STD,
+    center_crop,
+    fit_image,
+    normalize,
+    pad_to_square,
+    read_image,
+    resize,
+)
+from vlmjax.processing.patches import PackedPatches, bucket_length, image_patches, pack_patches, smart_resize
+
+__all__ = [
+    "CHATS",
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "SIGLIP_MEAN",
+    "SIGLIP_STD",
+    "Chat",
+    "PackedPatches",
+    "bucket_length",
+    "center_crop",
+    "expand_placeholders",
+    "fit_image",
+    "image_patches",
+    "normalize",
+    "pack_patches",
+    "pad_to_square",
+    "read_image",
+    "resize",
+    "smart_resize",
+]
