@@ -81,6 +81,11 @@ def create(config: Config, label: str, side: int, classes: int, channels: int, s
     return ssmjax.create_model(name, **options, **changes, drop_path_rate=config.drop_path)
 
 
+def one(config: Config, label: str) -> Config:
+    """The settings of the training of one of the five, the same whichever others a command has."""
+    return dataclasses.replace(config, models=(label,), sizes=None, cost_batch=Config.cost_batch)
+
+
 def experiment(label: str) -> image.Experiment:
     """The training of one of the five."""
     return image.Experiment(
@@ -110,7 +115,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     classifier.announce(data, ", ".join(config.models), config.dtype)
     runs, fields = [], {}
     for seed in range(config.seed, config.seed + config.seeds):
-        done = {label: image.train_seed(experiment(label), config, data, seed) for label in config.models}
+        done = {label: image.train_seed(experiment(label), one(config, label), data, seed) for label in config.models}
         metrics = {f"{label}_accuracy": run["metrics"]["test_accuracy"] for label, run in done.items()}
         metrics |= {f"{label}_seconds": run["seconds"] for label, run in done.items()}
         runs.append({"seed": seed, "seconds": sum(run["seconds"] for run in done.values()), "metrics": metrics})

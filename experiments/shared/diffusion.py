@@ -178,6 +178,7 @@ def _load(config: Config) -> ImageData:
 
 def _run(name: str, config: Config, data: ImageData, seed: int) -> dict[str, Any]:
     """Trains, draws and measures one seed."""
+    config = dataclasses.replace(config, seed=seed)  # whichever of several seeds a command began with
     schedule = SCHEDULES[config.schedule]()
     run_dir = config.runs_dir / f"{name}-{config.data}-{common.config_digest(config)}" / f"seed{seed}"
     result = _train(name, config, data, schedule, seed, run_dir)

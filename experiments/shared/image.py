@@ -243,8 +243,8 @@ def describe(data: ImageData) -> dict[str, Any]:
 
 
 def train_seed(experiment: Experiment, config: Any, data: ImageData, seed: int) -> dict[str, Any]:
-    """Trains and evaluates one seed; goes on from its checkpoints if there are any."""
-    name = experiment.name
+    """Trains and evaluates one seed; goes on from its checkpoints, whichever of several seeds a command began with."""
+    name, config = experiment.name, dataclasses.replace(config, seed=seed)
     folder = f"{name}-{Path(config.data).name}-{config.model}-{common.config_digest(config)}"
     batch_size = min(config.batch_size, len(data.test_images))
     job = classifier.Job(

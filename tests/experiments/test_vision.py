@@ -93,3 +93,18 @@ def test_the_shootout_is_of_equal_sizes():
 def test_the_shootout_refuses_an_unknown_model():
     with pytest.raises(ValueError, match="Unknown model 'resnet'"):
         vision_shootout.resolve(vision_shootout.Config(models=("resnet",)))
+
+
+def test_a_seed_is_one_run_whichever_command_asks_for_it(monkeypatch):
+    images, labels = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8, dtype=np.int32) % 2
+    data = ImageData("x", images, labels, images, labels, ("a", "b"), np.zeros(3), np.ones(3), "", "")
+    found = []
+    monkeypatch.setattr(image.classifier, "train", lambda job, *_: found.append((job.run_dir, dict(job.identity))))
+
+    def trained(asked_for, **settings):
+        config = vision_shootout.resolve(vision_shootout.Config(sizes=(64,), batch_size=4, **settings))
+        experiment = dataclasses.replace(vision_shootout.experiment("vit"), build=lambda *_: None)
+        image.train_seed(experiment, vision_shootout.one(config, "vit"), data, asked_for)
+        return found[-1]
+
+    assert trained(1, seeds=3) == trained(1, seed=1, models=("vit",)) != trained(0)
