@@ -46,6 +46,7 @@ def _read(description: Mapping[str, Any]) -> LlavaConfig:
 
 def _write(config: LlavaConfig) -> dict[str, Any]:
     only("save", {"projector": config.projector}, "projector", ("mlp2x_gelu",), None)
+    only("save", {"final_norm": config.final_norm}, "final_norm", (False,), None)
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",

@@ -36,6 +36,7 @@ class LlavaConfig:
         projector_bias: Whether it has biases.
         layers: The hidden states of the tower that are read, counted from the end; several are put side by side.
         keep_class: Whether the class token is among the visual tokens.
+        final_norm: Whether the tower's last norm is applied to what is read; no published LLaVA does.
         image_token: The token that stands for one visual token in a text.
 
     Raises:
@@ -51,11 +52,14 @@ class LlavaConfig:
     projector_bias: bool = True
     layers: tuple[int, ...] = (-2,)
     keep_class: bool = False
+    final_norm: bool = False
     image_token: int = 32000
 
     def __post_init__(self):
         check_fields(self)
         require(self, "layers", len(self.layers) > 0, "one hidden state or more")
+        if self.final_norm:
+            require(self, "layers", self.layers == (-1,), "(-1,) with final_norm, which is the last state's")
         require(self, "image_token", 0 <= self.image_token < self.text.vocab, f"below the {self.text.vocab} tokens")
 
     @property
@@ -133,6 +137,7 @@ class Llava(nnx.Module):
         config = self.config
         if len(config.layers) == 1:
             x = self.vision.hidden(images, config.layers[0])
+            x = self.vision.post_norm(x) if config.final_norm else x
         else:
             states = self.vision.hidden_states(images)
             x = rearrange(jnp.stack([states[layer] for layer in config.layers]), "s n l d -> n l (s d)")
@@ -230,7 +235,7 @@ register_family(
 )
 _NANO = dict(text=LLAMA_NANO, layers=(-1,), image_token=63)
 register_model("llava_nano", "llava", LlavaConfig(vision=CLIP_NANO, **{**_NANO, "layers": (-2,)}))
-register_model("llava_scenes", "llava", LlavaConfig(vision=SIGLIP_NANO, **_NANO))
+register_model("llava_scenes", "llava", LlavaConfig(vision=SIGLIP_NANO, final_norm=True, **_NANO))
 register_model(
     "llava_1_0_7b",
     "llava",
