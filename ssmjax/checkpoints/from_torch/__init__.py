@@ -6,6 +6,7 @@
 """
 
 from ssmjax.checkpoints.from_torch import (
+    dis,
     dss,
     mambavision,
     s4,
@@ -18,4 +19,4 @@ from ssmjax.checkpoints.from_torch import (
     vmamba,
 )
 
-__all__ = ["dss", "mambavision", "s4", "s4_model", "s4d_minimal", "s4nd", "s5_pytorch", "vim", "vit", "vmamba"]
+__all__ = ["dis", "dss", "mambavision", "s4", "s4_model", "s4d_minimal", "s4nd", "s5_pytorch", "vim", "vit", "vmamba"]

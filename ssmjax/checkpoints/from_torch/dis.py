@@ -3,7 +3,6 @@
 They carry its non-commercial licence; this code was written from the equations, and the names are facts.
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,13 @@ import numpy as np
 from flax import nnx
 
 from ssmjax import errors
-from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
+from ssmjax.checkpoints.arrays import model_arrays
+from ssmjax.checkpoints.from_torch.loading import load_model
 from ssmjax.checkpoints.mapping import KeyTable, Rule
-from ssmjax.checkpoints.torch_file import read_torch_file
 from ssmjax.models import registry
-from ssmjax.models.config import override
 from ssmjax.models.dis import DiS, DiSConfig
 
 __all__ = ["TABLE", "config_from_reference", "convert", "load", "to_reference"]
-
-logger = logging.getLogger(__name__)
 
 
 def _block(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -149,12 +145,5 @@ def load(path: str | Path, variant: str | Mapping[str, Any], *, allow_pickle: bo
         ValueError: The file cannot be read, or does not fit the configuration; one message lists all differences.
         ImportError: A `.pt` file, and PyTorch is not installed.
     """
-    config = config_from_reference(variant) if isinstance(variant, Mapping) else registry.model_config(variant)
-    if not isinstance(config, DiSConfig):
-        raise errors.bad_argument("from_torch.dis.load", "variant", variant, "a DiS model")
-    config = override(config, overrides, "from_torch.dis.load")
-    model = nnx.eval_shape(lambda: registry.build("dis", config))
-    state = read_torch_file(path, allow_pickle=allow_pickle)
-    set_model_arrays(model, convert(state, config, str(path)))
-    logger.info("Loaded %d arrays of the original layout from %s.", len(state), path)
-    return model
+    options = dict(allow_pickle=allow_pickle, overrides=overrides)
+    return load_model("dis", path, variant, convert, config_from_reference, **options)

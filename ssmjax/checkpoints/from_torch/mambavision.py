@@ -1,7 +1,6 @@
 """MambaVision: from and to the key layout of the published checkpoints, which are for non-commercial use."""
 
 import dataclasses
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +10,14 @@ import numpy as np
 from flax import nnx
 
 from ssmjax import errors
-from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
+from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.from_torch.image_parts import linear_rules, norm_rules, with_counters, without_counters
+from ssmjax.checkpoints.from_torch.loading import load_model
 from ssmjax.checkpoints.mapping import KeyTable, Rule
-from ssmjax.checkpoints.torch_file import read_torch_file
 from ssmjax.models import registry
-from ssmjax.models.config import override
 from ssmjax.models.mambavision import MambaVision, MambaVisionConfig
 
 __all__ = ["MIXER", "config_from_reference", "convert", "load", "table", "to_reference"]
-
-logger = logging.getLogger(__name__)
 
 _RENAMED: dict[str, tuple[str, Any]] = {
     "dim": ("dim", 80),
@@ -190,12 +186,5 @@ def load(
         ValueError: The file cannot be read, or does not fit the configuration; one message lists all differences.
         ImportError: A `.pth.tar` file, and PyTorch is not installed.
     """
-    config = config_from_reference(variant) if isinstance(variant, Mapping) else registry.model_config(variant)
-    if not isinstance(config, MambaVisionConfig):
-        raise errors.bad_argument("from_torch.mambavision.load", "variant", variant, "a MambaVision model")
-    config = override(config, overrides, "from_torch.mambavision.load")
-    model = nnx.eval_shape(lambda: registry.build("mambavision", config))
-    state = read_torch_file(path, allow_pickle=allow_pickle)
-    set_model_arrays(model, convert(state, config, str(path)))
-    logger.info("Loaded %d arrays of the original layout from %s.", len(state), path)
-    return model
+    options = dict(allow_pickle=allow_pickle, overrides=overrides)
+    return load_model("mambavision", path, variant, convert, config_from_reference, **options)

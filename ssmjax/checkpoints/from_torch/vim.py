@@ -1,6 +1,5 @@
 """Vim: from and to the key layout of the original implementation's checkpoints."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,14 @@ import numpy as np
 from flax import nnx
 
 from ssmjax import errors
-from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
+from ssmjax.checkpoints.arrays import model_arrays
+from ssmjax.checkpoints.from_torch.loading import load_model
 from ssmjax.checkpoints.mapping import KeyTable, Rule
-from ssmjax.checkpoints.torch_file import read_torch_file
 from ssmjax.layers.common.rope import axial_rope_table
 from ssmjax.models import registry
-from ssmjax.models.config import override
 from ssmjax.models.vim import Vim, VimConfig
 
 __all__ = ["FACTORIES", "TABLE", "config_from_reference", "convert", "load", "to_reference"]
-
-logger = logging.getLogger(__name__)
 
 
 def _branch(suffix: str) -> tuple[Rule, ...]:
@@ -209,23 +205,10 @@ def load(path: str | Path, variant: str | Mapping[str, Any], *, allow_pickle: bo
         ValueError: The file cannot be read, or does not fit the configuration; one message lists all differences.
         ImportError: A `.pth` file, and PyTorch is not installed.
     """
-    config = override(_config_of(variant), overrides, "from_torch.vim.load")
-    model = nnx.eval_shape(lambda: registry.build("vim", config))
-    state = read_torch_file(path, allow_pickle=allow_pickle)
-    set_model_arrays(model, convert(state, config, str(path)))
-    logger.info("Loaded %d arrays of the original layout from %s.", len(state), path)
-    return model
-
-
-def _config_of(variant: str | Mapping[str, Any]) -> VimConfig:
-    if isinstance(variant, Mapping):
-        return config_from_reference(variant)
-    if variant in FACTORIES:
-        return config_from_reference(_PUBLISHED | FACTORIES[variant])
-    config = registry.model_config(variant)
-    if not isinstance(config, VimConfig):
-        raise errors.bad_argument("from_torch.vim.load", "variant", variant, "a Vim model")
-    return config
+    if isinstance(variant, str) and variant in FACTORIES:
+        variant = _PUBLISHED | FACTORIES[variant]
+    options = dict(allow_pickle=allow_pickle, overrides=overrides)
+    return load_model("vim", path, variant, convert, config_from_reference, **options)
 
 
 # The arguments of the original's mixer: ours with the same meaning, and how theirs is written.

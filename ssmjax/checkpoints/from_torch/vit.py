@@ -1,6 +1,5 @@
 """ViT: from and to the key layout of timm's checkpoints, which are also DeiT's."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,18 +7,14 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from ssmjax import errors
-from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
+from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.from_torch.image_parts import linear_rules, norm_rules
+from ssmjax.checkpoints.from_torch.loading import load_model
 from ssmjax.checkpoints.mapping import KeyTable, Rule
-from ssmjax.checkpoints.torch_file import read_torch_file
 from ssmjax.models import registry
-from ssmjax.models.config import override
 from ssmjax.models.vit import ViT, ViTConfig
 
 __all__ = ["TABLE", "convert", "load", "to_reference"]
-
-logger = logging.getLogger(__name__)
 
 TABLE = KeyTable(
     (
@@ -73,12 +68,4 @@ def load(path: str | Path, variant: str, *, allow_pickle: bool = False, **overri
         ValueError: The file cannot be read, or does not fit the configuration; one message lists all differences.
         ImportError: A `.pth` file, and PyTorch is not installed.
     """
-    config = registry.model_config(variant)
-    if not isinstance(config, ViTConfig):
-        raise errors.bad_argument("from_torch.vit.load", "variant", variant, "a ViT model")
-    config = override(config, overrides, "from_torch.vit.load")
-    model = nnx.eval_shape(lambda: registry.build("vit", config))
-    state = read_torch_file(path, allow_pickle=allow_pickle)
-    set_model_arrays(model, convert(state, config, str(path)))
-    logger.info("Loaded %d arrays of timm's layout from %s.", len(state), path)
-    return model
+    return load_model("vit", path, variant, convert, allow_pickle=allow_pickle, overrides=overrides)

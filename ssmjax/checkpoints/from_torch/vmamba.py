@@ -1,7 +1,6 @@
 """VMamba: from and to the key layout of the original implementation's checkpoints."""
 
 import dataclasses
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +10,14 @@ import numpy as np
 from flax import nnx
 
 from ssmjax import errors
-from ssmjax.checkpoints.arrays import model_arrays, set_model_arrays
+from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.from_torch.image_parts import linear_rules, norm_rules, with_counters, without_counters
+from ssmjax.checkpoints.from_torch.loading import load_model
 from ssmjax.checkpoints.mapping import KeyTable, Layout, Rule
-from ssmjax.checkpoints.torch_file import read_torch_file
 from ssmjax.models import registry
-from ssmjax.models.config import override
 from ssmjax.models.vmamba import VMamba, VMambaConfig, two_of_four
 
 __all__ = ["config_from_reference", "convert", "forward_type_options", "load", "to_reference"]
-
-logger = logging.getLogger(__name__)
 
 _DIRECTIONS = {
     **dict.fromkeys(("v0", "v0seq", "v01", "v02", "v03", "v04", "v05", "v1", "v2", "v3", "v4", "m0"), "cross"),
@@ -186,15 +182,8 @@ def load(path: str | Path, variant: str | Mapping[str, Any], *, allow_pickle: bo
         ValueError: The file cannot be read, or does not fit the configuration; one message lists all differences.
         ImportError: A `.pth` file, and PyTorch is not installed.
     """
-    config = config_from_reference(variant) if isinstance(variant, Mapping) else registry.model_config(variant)
-    if not isinstance(config, VMambaConfig):
-        raise errors.bad_argument("from_torch.vmamba.load", "variant", variant, "a VMamba model")
-    config = override(config, overrides, "from_torch.vmamba.load")
-    model = nnx.eval_shape(lambda: registry.build("vmamba", config))
-    state = read_torch_file(path, allow_pickle=allow_pickle)
-    set_model_arrays(model, convert(state, config, str(path)))
-    logger.info("Loaded %d arrays of the original layout from %s.", len(state), path)
-    return model
+    options = dict(allow_pickle=allow_pickle, overrides=overrides)
+    return load_model("vmamba", path, variant, convert, config_from_reference, **options)
 
 
 def _table(config: VMambaConfig) -> KeyTable:
