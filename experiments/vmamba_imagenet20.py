@@ -15,8 +15,9 @@ Recipes (device, minutes a seed, expected top-1 of the last epoch):
     python -m experiments.vmamba_imagenet20 --split digits                  two CPU cores, 10; a stand-in, no download
 
 F is a folder or an archive with `train/CLASS` and `val/CLASS`. "study" takes the 50 validation images of each class, 40
-to train and 10 to test; "full" the 500 of `train`, tested on those 50. `--split digits` has scikit-learn's digits in
-place of the photographs. `--smoke` is a check of the plumbing, not a result.
+to train and 10 to test; "full" the 500 of `train`, tested on those 50. Without F, "study" reads the same 20 classes of
+TensorFlow Datasets' `imagenet2012` in `--data-dir`. `--split digits` has scikit-learn's digits in place of the
+photographs. `--smoke` is a check of the plumbing, not a result.
 """
 
 import dataclasses
@@ -28,12 +29,34 @@ import jax.numpy as jnp
 
 import ssmjax
 from experiments.shared import common, image
-from ssmjax.data import AugmentConfig, ImageData, load_image_folders
+from ssmjax.data import AugmentConfig, ImageData, load_image_folders, load_imagenet_validation
 from ssmjax.errors import bad_argument, unknown_name
 from ssmjax.training.evaluate import classification_sums
 
 NAME = "vmamba_imagenet20"
-SPLITS = ("study", "full", "backbone", "digits")
+CLASSES = {
+    "n01698640": "American alligator",
+    "n01917289": "brain coral",
+    "n02085620": "Chihuahua",
+    "n02129165": "lion",
+    "n02279972": "monarch",
+    "n02480495": "orangutan",
+    "n02788148": "bannister",
+    "n02837789": "bikini",
+    "n02950826": "cannon",
+    "n03100240": "convertible",
+    "n03400231": "frying pan",
+    "n03649909": "lawn mower",
+    "n03837869": "obelisk",
+    "n03980874": "poncho",
+    "n04133789": "sandal",
+    "n04311004": "steel arch bridge",
+    "n04465501": "tractor",
+    "n04596742": "wok",
+    "n07720875": "bell pepper",
+    "n09193705": "alp",
+}
+"""The 20 of Tiny ImageNet's classes, by their WordNet numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +64,7 @@ class Config(image.Config):
     """Every field is a flag; a field that is None takes the recipe's value for the split."""
 
     folder: Path | None = None
-    """Class folders with `train` and `val`, or an archive of them."""
+    """Class folders with `train` and `val`, or an archive of them; None is imagenet2012 as TFDS prepared it."""
     split: str = "study"
     """study (40 + 10 images a class), full (500 + 50), backbone (as full, of other classes) or digits (embedded)."""
     directions: str = "cross"
@@ -76,6 +99,9 @@ def load(config: Config) -> ImageData:
     """The images of the split; the study's are those of `val`, of which the first 40 of each class train."""
     if config.split == "digits":
         return image.load(dataclasses.replace(config, data="digits", smoke=False)).resized(16)
+    if config.folder is None and config.split == "study":
+        data = load_imagenet_validation(CLASSES, size=config.img_size, data_dir=config.data_dir)
+        return dataclasses.replace(data, name="imagenet20_study")
     if config.folder is None:
         remedy = "Or --split digits, an embedded stand-in that needs no download."
         raise bad_argument(NAME, "folder", None, "a folder or an archive with train/CLASS and val/CLASS", remedy)

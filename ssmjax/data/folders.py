@@ -12,7 +12,7 @@ from ssmjax.data.images import ImageData, describe_records
 from ssmjax.errors import bad_argument
 from ssmjax.paths import local_path
 
-__all__ = ["load_image_folders"]
+__all__ = ["decode_image", "load_image_folders"]
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif")
 _TEST_NAMES = ("val", "test", "valid", "validation")
@@ -122,7 +122,7 @@ def _decoded(kinds: list[str], files: dict[str, Named], size: int | None, limit:
     images, labels = [], []
     for label, kind in enumerate(kinds):
         for name, data in files[kind][:limit]:
-            images.append(_decode(name, data, size))
+            images.append(decode_image(name, data, size))
             labels.append(label)
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
@@ -130,7 +130,8 @@ def _decoded(kinds: list[str], files: dict[str, Named], size: int | None, limit:
     return {"image": np.stack(images), "label": np.asarray(labels)}
 
 
-def _decode(name: str, data: bytes, size: int | None) -> np.ndarray:
+def decode_image(name: str, data: bytes, size: int | None) -> np.ndarray:
+    """The pixels (y x 3) of an image file's bytes; with a size, those of its middle square at that side."""
     from PIL import Image, ImageOps
 
     try:

@@ -1,9 +1,10 @@
 """Reads prepared TensorFlow Datasets folders into arrays, without TensorFlow."""
 
+import contextlib
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ import numpy as np
 from ssmjax.data.archives import DataUnavailable, Records
 from ssmjax.paths import local_path
 
-__all__ = ["data_folders", "default_data_dir", "find_prepared", "read_prepared"]
+__all__ = [
+    "data_folders",
+    "default_data_dir",
+    "find_prepared",
+    "naming_damage",
+    "open_prepared",
+    "read_prepared",
+    "undecoded",
+]
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _CHUNK = 4096
@@ -58,37 +67,57 @@ def read_prepared(folder: Path) -> Records:
     Raises:
         DataUnavailable: If the folder is incomplete, damaged, or in a format without random access.
     """
-    import tensorflow_datasets as tfds
-
-    for needed in ("dataset_info.json", "features.json"):
-        if not (folder / needed).is_file():
-            raise _damaged(folder, f"it has no {needed}")
-    try:
-        builder = tfds.builder_from_directory(folder)
-        formats = builder.info.available_file_formats()
-        if tfds.core.FileFormat.ARRAY_RECORD not in formats:
-            raise DataUnavailable(
-                f"{folder} was prepared as {', '.join(f.value for f in formats)}, which only TensorFlow reads; "
-                "array_record is wanted. Give another --data-dir, where the data set is then prepared anew, or prepare "
-                f'it with tfds.builder("{builder.name}", data_dir=..., file_format="array_record")'
-                ".download_and_prepare()"
-            )
+    with naming_damage(folder):
+        builder = open_prepared(folder)
         splits = {split: _read_split(builder, split) for split in ("train", "test")}
         features: Any = builder.info.features
         names = tuple(features["label"].names)
+    return Records(splits, {"label": names})
+
+
+@contextlib.contextmanager
+def naming_damage(folder: Path) -> Iterator[None]:
+    """Makes one message of whatever reading a damaged folder raises."""
+    try:
+        yield
     except (DataUnavailable, ImportError, MemoryError):
         raise
     # array_record, protobuf, PIL and TFDS each raise their own errors on damaged files, down to RuntimeError.
     except Exception as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
-    return Records(splits, {"label": names})
+
+
+def open_prepared(folder: Path) -> Any:
+    """The TFDS builder of a prepared folder whose records can be read without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    for needed in ("dataset_info.json", "features.json"):
+        if not (folder / needed).is_file():
+            raise _damaged(folder, f"it has no {needed}")
+    builder = tfds.builder_from_directory(folder)
+    formats = builder.info.available_file_formats()
+    if tfds.core.FileFormat.ARRAY_RECORD not in formats:
+        raise DataUnavailable(
+            f"{folder} was prepared as {', '.join(f.value for f in formats)}, which only TensorFlow reads; "
+            "array_record is wanted. Give another --data-dir, where the data set is then prepared anew, or prepare "
+            f'it with tfds.builder("{builder.name}", data_dir=..., file_format="array_record")'
+            ".download_and_prepare()"
+        )
+    return builder
+
+
+def undecoded(builder: Any, split: str) -> Sequence[dict[str, Any]]:
+    """The examples of a split, with the bytes of the image files in place of pixels.
+
+    The bytes are decoded by us: TFDS' Image feature would do it at half the speed, and by OpenCV where there is one.
+    """
+    import tensorflow_datasets as tfds
+
+    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
 
 def _read_split(builder: Any, split: str) -> dict[str, np.ndarray]:
-    import tensorflow_datasets as tfds
-
-    # The bytes are decoded here: TFDS' Image feature would do it at half the speed, and by OpenCV where there is one.
-    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    source = undecoded(builder, split)
     count, shape = builder.info.splits[split].num_examples, builder.info.features["image"].shape
     if len(source) != count:
         raise ValueError(f"split {split!r} has {len(source)} records, and its dataset_info.json says {count}")

@@ -10,7 +10,7 @@ from flax import nnx
 from experiments import finetune_images, mambavision_cifar100, vision_shootout, vmamba_imagenet20
 from experiments.shared import image
 from experiments.vmamba_imagenet20 import Config
-from ssmjax.data import ImageData
+from ssmjax.data import DataUnavailable, ImageData
 from ssmjax.models.summary import count_parameters
 
 
@@ -30,7 +30,7 @@ def test_each_row_of_the_table_is_a_claim_of_its_own():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({}, "folder must be a folder or an archive.*--split digits"),
+        ({"split": "full"}, "folder must be a folder or an archive.*--split digits"),
         ({"split": "half"}, "Unknown split 'half'"),
         ({"start": "finetuned"}, "pretrained must be given with --start finetuned"),
         ({"pretrained": "weights"}, "pretrained must be given with --start finetuned"),
@@ -40,6 +40,12 @@ def test_each_row_of_the_table_is_a_claim_of_its_own():
 def test_bad_settings(changed, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         vmamba_imagenet20.main(Config(runs_dir=tmp_path, out_dir=tmp_path, **changed))
+
+
+def test_without_a_folder_the_study_is_of_imagenet2012(tmp_path):
+    with pytest.raises(DataUnavailable, match="(?s)'imagenet2012' is not on this machine.*--split digits"):
+        vmamba_imagenet20.load(Config(data_dir=tmp_path))
+    assert len(vmamba_imagenet20.CLASSES) == 20
 
 
 def test_the_study_takes_forty_and_ten_of_each_class():
