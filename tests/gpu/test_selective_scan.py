@@ -25,7 +25,7 @@ LOW = ("x", "dt", "z", "B", "C")
 FLOOR = {"float32": 2.0**-21, "bfloat16": 2.0**-12, "float16": 2.0**-14}
 """Relative errors that are rounding at any size of the formula's own error."""
 
-HELPER = Tile(32, 8, 2, slots=3, helper=True)
+HELPER = Tile(16, 8, 2, slots=3, helper=True)
 SIZES = [  # (l, e, n)
     (1, 1, 1),
     (2, 96, 4),
@@ -55,7 +55,7 @@ OPTIONS = {
         "reverse": True,
         "groups": 2,
     },
-    "chunks": {"forward": Tile(32, 8, 2, 3, 3, helper=True), "backward": Tile(16, 4, 2, 4), "segments": True},
+    "chunks": {"forward": Tile(16, 8, 2, 3, 3, helper=True), "backward": Tile(16, 4, 2, 4), "segments": True},
     "chunks_reverse": {"forward": Tile(32, 8, 1, 4), "backward": Tile(16, 4, 2, 3), "reverse": True, "segments": True},
 }
 

@@ -22,12 +22,13 @@ CASES = {
     "helpers_reverse_segments": dict(forward=HELPER, backward=BACK, reverse=True, segments=True),
     "helpers_chunks": dict(forward=Tile(8, 8, 2, 3, 3, True), backward=Tile(8, 4, 2, 2, 3, True), segments=True),
     "chunks_reverse": dict(forward=Tile(8, 8, 1, 2), backward=Tile(8, 4, 2, 3), reverse=True),
+    "one_block_of_channels": dict(groups=None, forward=Tile(16, 8, 2), backward=Tile(16, 4, 2)),
     "few_states": dict(n=4, forward=Tile(16, 8, 1), backward=Tile(16, 4, 1)),
 }
 
 
-def make_case(l=43, n=16, plain=False, segments=False, reverse=False, **tiles):
-    problem = {k: jnp.asarray(v) for k, v in scan_problem(l, b=1, e=6, n=n, groups=2).items()}
+def make_case(l=43, n=16, groups=2, plain=False, segments=False, reverse=False, **tiles):
+    problem = {k: jnp.asarray(v) for k, v in scan_problem(l, b=1, e=6, n=n, groups=groups).items()}
     if plain:
         problem = {k: v for k, v in problem.items() if k not in ("z", "dt_bias", "D", "h0")}
         problem["dt"] = jax.nn.softplus(problem["dt"])

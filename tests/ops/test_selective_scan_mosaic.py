@@ -99,9 +99,12 @@ def test_kernels_lower_for_cuda(name):
 @pytest.mark.parametrize("l", [1, 65, 197, 2048, 65536])
 @pytest.mark.parametrize("width", [2, 4])
 @pytest.mark.parametrize("n", [8, 16])
-def test_tiles_fit_a_multiprocessor(b, l, width, n):
+@pytest.mark.parametrize("helpers", [False, True])
+def test_tiles_fit_a_multiprocessor(b, l, width, n, helpers):
     widths = dict.fromkeys(("x", "dt", "z", "B", "C", "kept"), width) | {"kept": 4}
-    forward, backward = choose_tiles(b, l, 384, n, widths, changes_dt=True)
+    paid = dict.fromkeys(("forward", "backward"), helpers)
+    table = {f"{programs}, more": paid for programs in ("alone", "several")}
+    forward, backward = choose_tiles(b, l, 384, n, widths, changes_dt=True, helpers=table)
     assert max(shared_bytes(n, forward, backward, widths, changes_dt=True)) <= SHARED_BYTES
     assert forward.steps % backward.steps == 0
     assert forward.steps % forward.unroll == backward.steps % backward.unroll == 0

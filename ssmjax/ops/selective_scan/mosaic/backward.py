@@ -60,7 +60,8 @@ def backward(plan: Plan, arrays: dict) -> dict:
             grid,
             tile.groups,
         )
-    outputs = {f"d{k}": jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in arrays.items() if k in ("x", "dt", "z")}
+    tiled = {f"d{k}": v.dtype for k, v in arrays.items() if k in ("x", "dt", "z")}
+    outputs = {k: jax.ShapeDtypeStruct((b, plan.written(tile), e), dtype) for k, dtype in tiled.items()}
     outputs["dA"] = jax.ShapeDtypeStruct((b, tile.chunks, plan.n, e), f32)
     per_channel = jax.ShapeDtypeStruct((b, tile.chunks, e), f32)
     outputs |= {f"d{k}": per_channel for k in ("D", "bias") if k in arrays}
@@ -72,7 +73,7 @@ def backward(plan: Plan, arrays: dict) -> dict:
     scratch = _scratch(plan, arrays, ends=False)
     found = parts.launch(program, arrays | totals, outputs, scratch, grid, tile.groups + tile.helper)
     found["sums"] = found["sums"].reshape(*sums[:3], plan.padded(tile), 2, -1)
-    return found
+    return found | {k: found[k][:, : plan.l] for k in tiled}
 
 
 def _scratch(plan: Plan, arrays: dict, *, ends: bool) -> dict:

@@ -88,6 +88,15 @@ class Plan:
         """Time steps that the tiles of all chunks cover."""
         return tile.chunks * self.blocks(tile) * tile.steps
 
+    def written(self, tile: Tile) -> int:
+        """Time steps of the arrays that a kernel writes by tiles.
+
+        A tile that ends after the sequence is clipped where the copy engine knows the array's rows. Where a program
+        has all channels, the tile's bytes are contiguous, and Mosaic copies them as such: the last tile of a batch row
+        would end in the next one.
+        """
+        return self.padded(tile) if self.e == CHANNELS else self.l
+
     def stored(self) -> int:
         """States that the forward pass stores for the backward pass."""
         return self.padded(self.forward) // self.backward.steps
@@ -130,16 +139,19 @@ def choose_tiles(
     def fits(size, tile, limit=SHARED_BYTES):
         return size(tile, n, widths, changes_dt) <= limit
 
-    helped = n == 16 and paid["backward"]
-    backward = [Tile(q, 4, n // 8, slots=2 + helped, helper=helped) for q in range(unit, 33, unit)]
+    backward = [Tile(q, 4, n // 8) for q in range(unit, 33, unit)]
+    if n == 16 and paid["backward"]:
+        helped = [dataclasses.replace(tile, slots=3, helper=True) for tile in backward]
+        backward = [tile for tile in helped if fits(_backward_bytes, tile)] or backward
     backward = _cheapest(l, [tile for tile in backward if fits(_backward_bytes, tile)])
     backward = dataclasses.replace(backward, chunks=_chunks(programs, l, backward.steps, 1))
     chunks = _chunks(programs, l, 2 * backward.steps, 2)
     steps = range(backward.steps, 65, backward.steps)
+    forward = []
     if n == 16 and chunks == 1 and programs <= MULTIPROCESSORS and paid["forward"]:
         forward = [Tile(q, 8, 2, slots=3, helper=True) for q in steps]
         forward = [tile for tile in forward if fits(_forward_bytes, tile)]
-    else:
+    if not forward:
         forward = [Tile(q, 8, 1) for q in steps if q <= 48]
         limit = SHARED_BYTES // (1 if programs <= MULTIPROCESSORS else 3)
         forward = [tile for tile in forward if fits(_forward_bytes, tile, limit)] or forward[:1]
