@@ -13,7 +13,16 @@ import optax
 
 import ssmjax
 from experiments.shared import classifier, common, plots
-from ssmjax.data import AugmentConfig, Batches, ImageData, augment, eval_batches, load_images, normalize
+from ssmjax.data import (
+    AugmentConfig,
+    Batches,
+    ImageData,
+    augment,
+    eval_batches,
+    load_image_folders,
+    load_images,
+    normalize,
+)
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.evaluate import MetricFn, classification_sums
 from ssmjax.training.losses import softmax_cross_entropy
@@ -26,11 +35,13 @@ __all__ = [
     "Experiment",
     "ImageSet",
     "build",
+    "hold_out",
     "load",
     "make_prepare",
     "optimizer",
     "resolve",
     "run",
+    "run_folder",
     "smoke",
     "train_seed",
 ]
@@ -66,6 +77,8 @@ class Config(classifier.Config):
     """The name of the model."""
     drop_path: float = 0.0
     ema_decay: float | None = None
+    held_out: int = 0
+    """So many training images are kept from the training and stand in for the test set: for choosing settings."""
 
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
@@ -123,7 +136,8 @@ def run(experiment: Experiment, config: Config) -> dict[str, Any]:
     """
     command = common.command(experiment.name, config, type(config)())
     config = resolve(experiment, config)
-    data = load(config) if experiment.load is None else smoke(config, experiment.load(config))
+    loaded = load(config) if experiment.load is None else hold_out(experiment.load(config), config.held_out)
+    data = smoke(config, loaded)
     enable_compilation_cache()
     classifier.announce(data, config.model, config.dtype)
     runs = [train_seed(experiment, config, data, config.seed + i) for i in range(config.seeds)]
@@ -163,12 +177,36 @@ def resolve(experiment: Experiment, config: Any) -> Any:
 
 
 def load(config: Config) -> ImageData:
-    """The images, brought to the size that suits them."""
-    data = load_images(config.data, data_dir=config.data_dir, download_dir=config.download_dir)
+    """The images, brought to the size that suits them.
+
+    In place of a folder that TensorFlow Datasets prepared, `data_dir/NAME` may hold class folders, `train` and `test`.
+    """
+    folder = None if config.data_dir is None else config.data_dir / config.data
+    if folder and (folder / "train").is_dir():
+        data = load_image_folders(folder, name=config.data)
+    else:
+        data = load_images(config.data, data_dir=config.data_dir, download_dir=config.download_dir)
     size = SETS[config.data].img_size
     if data.image_shape[0] != size:
         data = data.resized(size)
-    return smoke(config, data)
+    return smoke(config, hold_out(data, config.held_out))
+
+
+def hold_out(data: ImageData, count: int) -> ImageData:
+    """The training images without `count` of them, drawn once for all runs, which become the test images."""
+    if not count:
+        return data
+    if not 0 < count < len(data.train_images):
+        raise ssmjax.errors.bad_argument("settings", "held_out", count, f"less than {len(data.train_images)} images")
+    order = np.random.default_rng(0).permutation(len(data.train_images))
+    kept, held = np.sort(order[count:]), np.sort(order[:count])
+    return dataclasses.replace(
+        data,
+        train_images=data.train_images[kept],
+        train_labels=data.train_labels[kept],
+        test_images=data.train_images[held],
+        test_labels=data.train_labels[held],
+    )
 
 
 def smoke(config: Config, data: ImageData) -> ImageData:
@@ -242,10 +280,16 @@ def describe(data: ImageData) -> dict[str, Any]:
     }
 
 
+def run_folder(experiment: Experiment, config: Any, seed: int) -> Path:
+    """Where the checkpoints, logs and weights of a seed lie."""
+    digest = common.config_digest(dataclasses.replace(config, seed=seed))
+    folder = f"{experiment.name}-{Path(config.data).name}-{config.model}-{digest}"
+    return config.runs_dir / folder / f"seed{seed}"
+
+
 def train_seed(experiment: Experiment, config: Any, data: ImageData, seed: int) -> dict[str, Any]:
     """Trains and evaluates one seed; goes on from its checkpoints, whichever of several seeds a command began with."""
     name, config = experiment.name, dataclasses.replace(config, seed=seed)
-    folder = f"{name}-{Path(config.data).name}-{config.model}-{common.config_digest(config)}"
     batch_size = min(config.batch_size, len(data.test_images))
     job = classifier.Job(
         model=experiment.build(config, data, seed) if experiment.build else build(experiment, config, data, seed),
@@ -253,7 +297,7 @@ def train_seed(experiment: Experiment, config: Any, data: ImageData, seed: int) 
         optimizer=functools.partial(experiment.optimizer, config),
         batches=Batches(data.train_images, data.train_labels, config.batch_size, seed=seed),
         test=functools.partial(eval_batches, data.test_images, data.test_labels, batch_size),
-        run_dir=config.runs_dir / folder / f"seed{seed}",
+        run_dir=run_folder(experiment, config, seed),
         identity={"experiment": name, "config": common.identity(config), "data": data.checksum},
         prepare=make_prepare(data, experiment.augment(config), config, experiment.unmixed),
         metric_fn=experiment.metric_fn,
