@@ -19,6 +19,7 @@ import tyro
 from flax import nnx
 
 import ssmjax
+from benchmarks.model_peers import ModelPeer, load_model_peer
 from benchmarks.ops import stamp
 from benchmarks.timing import back_to_back, runs_a_sample, time_in_turns
 from ssmjax.models import registry
@@ -47,6 +48,8 @@ class Config:
         changes: Further fields of the models, such as `unroll_layers=True`.
         implementation: What the ops are computed by, `auto` or a named one such as `xla`; all are timed in turns.
         rounds: Samples.
+        peer: A folder with the sources of Vim or VMamba: the opponents of inference in float32 on a CPU, timed in turns
+            with ours after both have given the same logits. None for no opponents.
         peak_tflops: Of the device in this dtype, for the floor; None leaves it out.
         out: Results file; `benchmarks/results/<device>.json` by default.
     """
@@ -60,6 +63,7 @@ class Config:
     changes: tuple[str, ...] = ()
     implementation: tuple[str, ...] = ("auto",)
     rounds: int = 10
+    peer: pathlib.Path | None = None
     peak_tflops: float | None = None
     out: pathlib.Path | None = None
 
@@ -70,6 +74,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     for r in records:
         floor = "" if r["floor_ms"] is None else f", floor {r['floor_ms']:.2f} ms"
         memory = "" if r["peak_gb"] is None else f", {r['peak_gb']:.2f} GB"
+        if r["peer_ms"] is not None:
+            memory += f", {r['peer']} {r['peer_ms']:.2f} ms, {r['peer_ms'] / r['ms']:.2f} times as long"
         print(
             f"{_label(r):20s} {r['task']:6s} batch {r['batch']} of {r['size']}, {r['dtype']}: {r['ms']:.2f} ms "
             f"+-{r['spread']:.0%}, {r['per_second']:,.0f} a second{memory}{floor}"
@@ -91,13 +97,17 @@ def _records(name: str, task: Task, config: Config) -> list[dict[str, Any]]:
     family = registry.get_family(registry.family_of(model.config))
     shape, dtype = family.input_shape(model.config, config.batch), family.input_dtype(model.config)
     batch = _batch(shape, dtype, model.config)
+    peer = _opponent(model, task, config)
     steps, runs, temporary = {}, {}, {}
     for implementation in config.implementation:
         with ssmjax.use_implementation(implementation):
             step, temporary[implementation] = (_inference if task == "infer" else _training)(model, batch)
         runs[implementation] = runs_a_sample(step, ())
         steps[implementation] = back_to_back(step, runs[implementation])
+    if peer:
+        steps[peer.name] = peer.forward
     times = time_in_turns(steps, (), config.rounds, runs)
+    theirs = times.pop(peer.name) if peer else None
     return [
         {
             "model": name,
@@ -111,13 +121,27 @@ def _records(name: str, task: Task, config: Config) -> list[dict[str, Any]]:
             "spread": round(found.spread, 3),
             "per_second": round(1e3 * config.batch / found.median, 2),
             "peak_gb": round(temporary[implementation] / 1e9, 3),
-            "peer_ms": None,
+            "peer": peer.name if peer else None,
+            "peer_ms": round(theirs.median, 4) if theirs else None,
             "floor_ms": _floor_ms(model, shape, task, config.peak_tflops),
             "parameters": sum(x.size for x in jax.tree.leaves(split_model(model)[1])),
             "runs": runs[implementation],
         }
         for implementation, found in times.items()
     ]
+
+
+def _opponent(model: Any, task: Task, config: Config) -> ModelPeer | None:
+    """The opponent, whose weights the model then has, checked to give the same logits."""
+    if config.peer is None or task != "infer":
+        return None
+    if jax.default_backend() != "cpu" or config.dtype != "float32":
+        raise ValueError("--peer is for --dtype float32 on a CPU: JAX_PLATFORMS=cpu.")
+    peer = load_model_peer(config.peer.expanduser(), model, config.batch)
+    error = jnp.max(jnp.abs(model(peer.images) - peer.logits)) / jnp.max(jnp.abs(peer.logits))
+    if not error < 1e-3:
+        raise ValueError(f"{peer.name}: its logits differ from ours by {error:.1e} of the largest.")
+    return peer
 
 
 def _label(record: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from flax import nnx, traverse_util
 
 from benchmarks.cases import Case
 
-__all__ = ["Peer", "find_sources", "load_peer", "mismatch"]
+__all__ = ["Peer", "find_sources", "load_peer", "load_source", "mismatch"]
 
 SOURCES = {
     "s4d": "models/s4/s4.py",
@@ -136,7 +136,7 @@ def _torch_module(name: str, source: pathlib.Path, stand_ins: Mapping[str, types
     import torch
 
     torch.manual_seed(0)  # its layers draw their weights from the global state
-    return _load(name, source, stand_ins)
+    return load_source(name, source, stand_ins)
 
 
 def _torch_peer(name: str, layer, shape: Shape, ours: Callable[[dict], dict]) -> Peer:
@@ -170,8 +170,8 @@ def _s5(name: str, source: pathlib.Path, shape: Shape) -> Peer:
     for alias, value in aliases.items():
         setattr(jnp, alias, value)
     try:
-        init = _load("peer_s5.ssm_init", source.parent / "ssm_init.py", {"peer_s5": package})
-        ssm = _load("peer_s5.ssm", source, {"peer_s5": package, "peer_s5.ssm_init": init})
+        init = load_source("peer_s5.ssm_init", source.parent / "ssm_init.py", {"peer_s5": package})
+        ssm = load_source("peer_s5.ssm", source, {"peer_s5": package, "peer_s5.ssm_init": init})
         Lambda, _, _, V, _ = init.make_DPLR_HiPPO(n)
         Lambda, V = Lambda[: n // 2], V[:, : n // 2]
         matrices = dict(Lambda_re_init=Lambda.real, Lambda_im_init=Lambda.imag, V=V, Vinv=V.conj().T)
@@ -204,7 +204,7 @@ _LOADERS = {
 }
 
 
-def _load(name: str, path: pathlib.Path, stand_ins: Mapping[str, types.ModuleType]) -> types.ModuleType:
+def load_source(name: str, path: pathlib.Path, stand_ins: Mapping[str, types.ModuleType]) -> types.ModuleType:
     """A source file as a module; the stand-ins can be imported while it is loaded."""
     missing = {key: module for key, module in stand_ins.items() if key not in sys.modules}
     sys.modules.update(missing)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
-from benchmarks import peers
+from benchmarks import model_peers, peers
 from benchmarks.layer_cases import LAYER_CASES
 
 SHAPE = (1, 8, 4, 4)
@@ -66,3 +66,14 @@ def test_a_folder_without_sources_is_refused(tmp_path):
         peers.find_sources(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
         peers.find_sources(tmp_path / "missing")
+
+
+def test_models_without_an_opponent_or_its_source_are_refused(tmp_path):
+    class Twin:
+        pass
+
+    with pytest.raises(ValueError, match="Twin has no opponent; vim and vmamba have"):
+        model_peers.load_model_peer(tmp_path, Twin(), 1)
+    Vim = type("Vim", (), {})
+    with pytest.raises(ValueError, match=r"vim/models_mamba.py is not there nor one folder below"):
+        model_peers.load_model_peer(tmp_path, Vim(), 1)

@@ -177,6 +177,20 @@ def test_the_converter_is_exact_both_ways(options):
     )
 
 
+def test_the_one_file_form_of_the_original_is_read():
+    model = make()
+    theirs = converter.to_reference(model_arrays(model), model.config)
+    renamed = {"x_proj_weight": "x_proj.weight", "dt_projs_weight": "dt_projs.weight"}
+    one_file = {}
+    for name, x in theirs.items():
+        prefix, _, last = name.rpartition(".")
+        one_file[f"{prefix}.{renamed[last]}" if last in renamed else name] = (
+            x.reshape(-1, x.shape[-1]) if last in renamed else x
+        )
+    assert one_file.keys() != theirs.keys()
+    chex.assert_trees_all_equal(converter.convert(one_file, model.config), model_arrays(model))
+
+
 def test_two_directions_come_from_four():
     four, two = make(), dataclasses.replace(TINY, directions="two")
     arrays = converter.convert(converter.to_reference(model_arrays(four), four.config), two)

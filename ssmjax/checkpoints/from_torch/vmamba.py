@@ -156,7 +156,7 @@ def convert(state: Mapping[str, np.ndarray], config: VMambaConfig, where: str = 
         whole = convert(state, dataclasses.replace(config, directions="cross"), where)
         return {name: two_of_four(name, x) for name, x in whole.items()}
     abstract = nnx.eval_shape(lambda: registry.build("vmamba", config))
-    state = {name: _as_matrix(name, x) for name, x in state.items()}
+    state = dict(_as_published(name, x) for name, x in state.items())
     return _table(config).to_ours(state, model_arrays(abstract), where)
 
 
@@ -239,7 +239,14 @@ def _modern(name: str) -> str:
     return name
 
 
-def _as_matrix(name: str, x: np.ndarray) -> np.ndarray:
-    """A linear map that is stored as a convolution of one pixel."""
-    linear = re.search(r"(in_proj|out_proj|fc1|fc2)\.weight$", name)
-    return x.reshape(x.shape[:2]) if linear and x.shape[2:] == (1, 1) else x
+def _as_published(name: str, x: np.ndarray) -> tuple[str, np.ndarray]:
+    """The name and the shape of an array in the published files.
+
+    A linear map may be stored as a convolution of one pixel; the original's one-file form of the model has the four
+    directions' maps below each other, as one of four groups.
+    """
+    if re.search(r"(in_proj|out_proj|fc1|fc2)\.weight$", name) and x.shape[2:] == (1, 1):
+        return name, x.reshape(x.shape[:2])
+    if name.endswith((".x_proj.weight", ".dt_projs.weight")) and x.ndim == 2 and x.shape[0] % 4 == 0:
+        return name.removesuffix(".weight") + "_weight", x.reshape(4, -1, x.shape[1])
+    return name, x
