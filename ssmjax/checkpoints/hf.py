@@ -5,6 +5,7 @@ configuration, and the key table. The files are read through memory maps, so tha
 one array is in memory.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -27,6 +28,7 @@ __all__ = ["INDEX", "is_hf_folder", "open_hf_folder", "write_hf_folder"]
 
 INDEX = f"{WEIGHTS}.index.json"
 PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = f"{PICKLE}.index.json"
 SHARD_BYTES = 5_000_000_000
 
 WRITTEN = re.compile(r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
@@ -40,23 +42,29 @@ def is_hf_folder(folder: Path) -> bool:
     return not {"format", "ssmjax_version"} <= json_object((folder / CONFIG).read_bytes(), folder / CONFIG).keys()
 
 
-def open_hf_folder(folder: Path, *, allow_pickle: bool = False) -> Stored:
+def open_hf_folder(folder: Path, *, allow_pickle: bool = False, elsewhere: Mapping[str, Path] | None = None) -> Stored:
     """A folder of the Hugging Face form, of a family that is registered.
 
     Args:
         folder: The folder.
         allow_pickle: Whether a `pytorch_model.bin` may be read where there are no safetensors.
+        elsewhere: Folders of parts of the model (`HFLayout.parts`) that are not below this one.
 
     Raises:
         ValueError: No family reads such a `config.json`, or a file is missing, damaged or outside of the folder.
     """
     description = json_object((folder / CONFIG).read_bytes(), folder / CONFIG)
     family, layout = _recognized(description, folder / CONFIG)
-    try:
+    places = _places(folder, layout, elsewhere or {})
+    for name, place in places.items():
+        if name and (place / CONFIG).is_file():
+            description[f"{name}_cfg"] = json_object((place / CONFIG).read_bytes(), place / CONFIG)
+    with _named(folder / CONFIG):
         config = layout.read(description)
-    except (ValueError, NotImplementedError) as error:
-        raise type(error)(f"{folder / CONFIG}: {error}") from error
-    files, source = _open_weights(folder, allow_pickle)
+    files, source = _open_parts(places, layout, allow_pickle)
+    if layout.check is not None:
+        with _named(folder):
+            layout.check(description, source.keys())
     table = layout.table(config)
 
     def stored(ours: Mapping[str, Spec]) -> dict[str, Spec]:
@@ -70,6 +78,44 @@ def open_hf_folder(folder: Path, *, allow_pickle: bool = False) -> Stored:
         return table.iter_ours(source, wanted, str(folder), cast=cast, release=release)
 
     return Stored(family, config, stored, arrays)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts the name of what is read before the message of an error."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _places(folder: Path, layout: HFLayout, elsewhere: Mapping[str, Path]) -> dict[str, Path]:
+    """The folders of the parts that there are, and under `""` the folder itself, if it holds weights."""
+    if unknown := [name for name in elsewhere if name not in layout.parts]:
+        raise ValueError(f"{folder}: {errors.unknown_name('part of the model', unknown[0], list(layout.parts))}")
+    places = {"": folder} if not layout.parts or _has_weights(folder) else {}
+    below = {name: folder / name for name in layout.parts if (folder / name).is_dir()}
+    return places | below | dict(elsewhere)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX, PICKLE, PICKLE_INDEX))
+
+
+def _open_parts(
+    places: Mapping[str, Path], layout: HFLayout, allow_pickle: bool
+) -> tuple[list[SafetensorsFile], dict[str, np.ndarray]]:
+    """The open files of a model and its parts, and views of their arrays by name."""
+    files, source = [], {}
+    for name, place in places.items():
+        opened, arrays = _open_weights(place, allow_pickle)
+        files += opened
+        if name:
+            part = layout.parts[name]
+            mine = [each for each in arrays if each.startswith(part.side)] or list(arrays)
+            arrays = {part.prefix + each: arrays[each] for each in mine}
+        source |= arrays
+    return files, source
 
 
 def _recognized(description: Mapping[str, Any], path: Path) -> tuple[Family, HFLayout]:
@@ -108,6 +154,10 @@ def _open_weights(folder: Path, allow_pickle: bool) -> tuple[list[SafetensorsFil
     if (folder / WEIGHTS).is_file():
         file = SafetensorsFile(folder / WEIGHTS)
         return [file], file.arrays
+    if (folder / PICKLE_INDEX).is_file():
+        names = sorted(set(_weight_map(folder, PICKLE_INDEX, ".bin").values()))
+        shards = [read_torch_file(folder / name, allow_pickle=allow_pickle) for name in names]
+        return [], {name: x for shard in shards for name, x in shard.items()}
     if (folder / PICKLE).is_file():
         return [], read_torch_file(folder / PICKLE, allow_pickle=allow_pickle)
     raise ValueError(f"{folder}: holds no weights; wanted {WEIGHTS}, or shards with {INDEX}, or {PICKLE}.")
@@ -115,19 +165,8 @@ def _open_weights(folder: Path, allow_pickle: bool) -> tuple[list[SafetensorsFil
 
 def _open_shards(folder: Path) -> tuple[list[SafetensorsFile], dict[str, np.ndarray]]:
     path = folder / INDEX
-    places = json_object(path.read_bytes(), path).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise ValueError(f"{path}: 'weight_map' must say for each array in which file it is, got {places!r}.")
-    # Compared as text, and not resolved: the hub's own cache is made of links to other folders.
-    foreign = sorted({str(file) for file in places.values() if not _is_plain_name(file)})
-    if foreign:
-        raise ValueError(f"{path}: files must be .safetensors in the same folder, got {', '.join(foreign)}.")
+    places = _weight_map(folder, INDEX, ".safetensors")
     names = sorted(set(places.values()))
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise ValueError(
-            f"{folder}: {', '.join(missing)} missing, of the {len(names)} files that {INDEX} lists. Download the model "
-            "again."
-        )
     files = {name: SafetensorsFile(folder / name) for name in names}
     problems = [f"{name} is not in {file}" for name, file in places.items() if name not in files[file].arrays]
     problems += [
@@ -142,8 +181,27 @@ def _open_shards(folder: Path) -> tuple[list[SafetensorsFile], dict[str, np.ndar
     return list(files.values()), {name: files[file].arrays[name] for name, file in places.items()}
 
 
-def _is_plain_name(file: Any) -> bool:
-    return isinstance(file, str) and re.fullmatch(r"[\w][\w.-]*\.safetensors", file) is not None
+def _weight_map(folder: Path, index: str, suffix: str) -> dict[str, str]:
+    """Which array is in which file, as an index says it; all of the files are there."""
+    path = folder / index
+    places = json_object(path.read_bytes(), path).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{path}: 'weight_map' must say for each array in which file it is, got {places!r}.")
+    # Compared as text, and not resolved: the hub's own cache is made of links to other folders.
+    foreign = sorted({str(file) for file in places.values() if not _is_plain_name(file, suffix)})
+    if foreign:
+        raise ValueError(f"{path}: files must be {suffix} in the same folder, got {', '.join(foreign)}.")
+    names = sorted(set(places.values()))
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(
+            f"{folder}: {', '.join(missing)} missing, of the {len(names)} files that {index} lists. Download the model "
+            "again."
+        )
+    return places
+
+
+def _is_plain_name(file: Any, suffix: str) -> bool:
+    return isinstance(file, str) and re.fullmatch(rf"[\w][\w.-]*{re.escape(suffix)}", file) is not None
 
 
 # -------------------------------------------------------------------------------------------------------------- writing

@@ -9,7 +9,7 @@ import functools
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,16 @@ from ssmjax.checkpoints.folder import (
     replaced,
     write_folder,
 )
-from ssmjax.checkpoints.hf import INDEX, PICKLE, SHARD_BYTES, WRITTEN, is_hf_folder, open_hf_folder, write_hf_folder
+from ssmjax.checkpoints.hf import (
+    INDEX,
+    PICKLE,
+    PICKLE_INDEX,
+    SHARD_BYTES,
+    WRITTEN,
+    is_hf_folder,
+    open_hf_folder,
+    write_hf_folder,
+)
 from ssmjax.models import registry
 from ssmjax.models.adapt import adapt_head
 from ssmjax.models.config import override
@@ -90,6 +99,7 @@ def load_pretrained(
     seed: int = 0,
     param_dtype: DTypeLike | None = None,
     allow_pickle: bool = False,
+    parts: Mapping[str, str | Path] | None = None,
     **overrides: Any,
 ) -> nnx.Module:
     """Loads a model: one that `save_pretrained` wrote, or a folder or name of the Hugging Face hub.
@@ -104,6 +114,8 @@ def load_pretrained(
             files, so that weights in bfloat16 stay as they are. What is computed in is the configuration's `dtype`.
         allow_pickle: Whether a `pytorch_model.bin` may be read where a hub's folder has no safetensors; a pickle can
             run code when it is opened.
+        parts: Folders, or names on the hub, of parts of the model that its own folder does not hold (`HFLayout.parts`),
+            such as the vision tower of an original LLaVA.
         **overrides: Fields of the model's configuration to change. `num_classes`: another number than saved gives a new
             head. `img_size` (or the patches' stride): position embeddings are interpolated. Whatever else would change
             the shape of a parameter is an error, and so is a field that the parameters were made for, such as the
@@ -126,9 +138,16 @@ def load_pretrained(
     if param_dtype is not None and jnp.dtype(param_dtype).name not in PARAM_DTYPES:
         wanted = f"{' or '.join(map(repr, PARAM_DTYPES))}, or None"
         raise errors.bad_argument("load_pretrained", "param_dtype", param_dtype, wanted)
-    with _local_folder(path_or_hub_id, allow_pickle) as folder:
-        hf = is_hf_folder(folder)
-        stored = open_hf_folder(folder, allow_pickle=allow_pickle) if hf else open_folder(folder)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_local_folder(path_or_hub_id, allow_pickle))
+        given = (parts or {}).items()
+        elsewhere = {name: stack.enter_context(_local_folder(place, allow_pickle)) for name, place in given}
+        if is_hf_folder(folder):
+            stored = open_hf_folder(folder, allow_pickle=allow_pickle, elsewhere=elsewhere)
+        elif elsewhere:
+            raise errors.bad_argument("load_pretrained", "parts", sorted(elsewhere), "None: this folder is complete")
+        else:
+            stored = open_folder(folder)
         return _load(stored, f"load_pretrained({str(path_or_hub_id)!r})", seed, param_dtype, overrides)
 
 
@@ -244,7 +263,10 @@ def _downloaded(path_or_hub_id: str | Path, allow_pickle: bool) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
-    wanted = [CONFIG, WEIGHTS, MANIFEST, INDEX, "model-*-of-*.safetensors", *([PICKLE] if allow_pickle else [])]
+    wanted = [CONFIG, WEIGHTS, MANIFEST, INDEX, "model-*-of-*.safetensors"]
+    wanted += [PICKLE, PICKLE_INDEX, "pytorch_model-*-of-*.bin"] if allow_pickle else []
+    layouts = [layout for family in registry.families() for layout in registry.hf_layouts(family)]
+    wanted += [f"{part}/{file}" for part in {part for layout in layouts for part in layout.parts} for file in wanted]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except (OSError, HfHubHTTPError) as error:

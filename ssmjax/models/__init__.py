@@ -1,6 +1,6 @@
 """Models: layers and a configuration each, found by name through the registry."""
 
-from ssmjax.models.family import Family, HFLayout
+from ssmjax.models.family import Family, HFLayout, Part
 from ssmjax.models.registry import (
     create_model,
     get_family,
@@ -14,6 +14,7 @@ from ssmjax.models.summary import summary
 __all__ = [
     "Family",
     "HFLayout",
+    "Part",
     "create_model",
     "get_family",
     "list_models",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,25 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors
 
-__all__ = ["Family", "HFLayout", "Model"]
+__all__ = ["Family", "HFLayout", "Model", "Part"]
 
 Inputs = Mapping[str, jax.ShapeDtypeStruct]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a model that has a folder of its own, with `config.json` and weights.
+
+    Attributes:
+        prefix: What is put before the names of its arrays.
+        side: Where a folder holds more than the part, the beginning of the names that are of it.
+
+    >>> Part("llm.").prefix
+    'llm.'
+    """
+
+    prefix: str
+    side: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +48,11 @@ class HFLayout:
         architectures: The values of `architectures` that are this family's, where several families share a
             `model_type`; empty for any.
         recognizes: `recognizes(config_json)`, in place of `types` and `architectures` where a program writes neither.
+        parts: The parts that have folders of their own, by the folder's name below the model's, or by the argument of
+            `load_pretrained` that gives a folder elsewhere. `read` finds the content of a part's `config.json` under
+            `NAME_cfg`.
+        check: `check(config_json, names)`, with the names of the arrays that were found: raises `ValueError` if a part
+            of the model is not there at all.
 
     >>> layout = HFLayout(("llama",), read=dict, write=dict, table=dict, architectures=("LlamaForCausalLM",))
     >>> layout.accepts({"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
@@ -46,6 +67,8 @@ class HFLayout:
     table: Callable[[Any], Any]
     architectures: Sequence[str] = ()
     recognizes: Callable[[Mapping[str, Any]], bool] | None = None
+    parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
+    check: Callable[[Mapping[str, Any], Collection[str]], None] | None = None
 
     def accepts(self, description: Mapping[str, Any]) -> bool:
         """Whether the content of a `config.json` is of this layout."""

@@ -1,4 +1,4 @@
-"""LLaVA: the folders of `LlavaForConditionalGeneration`, in each of the spellings that its versions wrote."""
+"""LLaVA and LLaVA-NeXT: the folders of transformers, in each of the spellings that its versions wrote."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,14 @@ from vlmjax.checkpoints.fields import field, only
 from vlmjax.checkpoints.hf_language import language_rules, read_language, write_language
 from vlmjax.checkpoints.hf_towers import read_tower, tower_rules, write_tower
 from vlmjax.models.llava import LlavaConfig
+from vlmjax.models.llava_next import LlavaNextConfig
 
-__all__ = ["LLAVA"]
+__all__ = ["LLAVA", "LLAVA_NEXT"]
 
 _MEMORY = {
     "model.multi_modal_projector.": "multi_modal_projector.",
     "model.language_model.": "language_model.model.",
+    "model.image_newline": "image_newline",
     "lm_head.": "language_model.lm_head.",
 }
 
@@ -27,13 +29,24 @@ ERAS = (
 
 
 def _read(description: Mapping[str, Any]) -> LlavaConfig:
+    return LlavaConfig(**_options(description))
+
+
+def _read_next(description: Mapping[str, Any]) -> LlavaNextConfig:
+    only("config.json", description, "use_image_newline_parameter", (True,), True)
+    found = field(description, ["image_grid_pinpoints"], None)
+    pinpoints = {} if found is None else {"pinpoints": tuple(map(tuple, found))}
+    return LlavaNextConfig(**_options(description), **pinpoints)
+
+
+def _options(description: Mapping[str, Any]) -> dict[str, Any]:
     where = "config.json"
     only(where, description, "projector_hidden_act", ("gelu",), "gelu")
     strategy = only(where, description, "vision_feature_select_strategy", ("default", "full"), "default")
     layers = field(description, ["vision_feature_layer"], -2)
     text = dict(description.get("text_config") or {})
     text.setdefault("tie_word_embeddings", description.get("tie_word_embeddings", False))
-    return LlavaConfig(
+    return dict(
         vision=read_tower(description.get("vision_config") or {}, f"{where}, vision_config"),
         text=read_language(text, f"{where}, text_config"),
         projector="mlp2x_gelu",
@@ -62,6 +75,15 @@ def _write(config: LlavaConfig) -> dict[str, Any]:
     }
 
 
+def _write_next(config: LlavaNextConfig) -> dict[str, Any]:
+    return _write(config) | {
+        "architectures": ["LlavaNextForConditionalGeneration"],
+        "model_type": "llava_next",
+        "image_grid_pinpoints": [list(each) for each in config.pinpoints],
+        "use_image_newline_parameter": True,
+    }
+
+
 def _table(config: LlavaConfig) -> KeyTable:
     projector = [
         rule
@@ -74,6 +96,7 @@ def _table(config: LlavaConfig) -> KeyTable:
     return KeyTable(
         (
             *tower_rules("vision_tower.", "vision."),
+            Rule("image_newline", "newline"),
             *projector,
             *language_rules("language_model.", "language."),
         ),
@@ -88,3 +111,8 @@ def _table(config: LlavaConfig) -> KeyTable:
 
 LLAVA = HFLayout(("llava",), _read, _write, _table, architectures=("LlavaForConditionalGeneration",))
 """Folders of `LlavaForConditionalGeneration`."""
+
+LLAVA_NEXT = HFLayout(
+    ("llava_next",), _read_next, _write_next, _table, architectures=("LlavaNextForConditionalGeneration",)
+)
+"""Folders of `LlavaNextForConditionalGeneration`."""

@@ -1,10 +1,10 @@
-"""Bicubic interpolation as a matrix, with the constant that PyTorch uses."""
+"""Interpolation as a matrix: bicubic with the constant that PyTorch uses, and by area."""
 
 import numpy as np
 
 from ssmjax import errors
 
-__all__ = ["cubic_matrix"]
+__all__ = ["area_matrix", "cubic_matrix"]
 
 SHARPNESS = -0.75
 """The free constant of the cubic; `jax.image.resize` has -0.5."""
@@ -37,6 +37,31 @@ def cubic_matrix(old: int, new: int) -> np.ndarray:
         weight = _cubic(np.abs(places - first - tap))
         column = np.clip(first + tap, 0, old - 1).astype(int)
         np.add.at(matrix, (np.arange(new), column), weight)
+    return matrix
+
+
+def area_matrix(old: int, new: int) -> np.ndarray:
+    """The matrix that averages `old` values into `new` bins along an axis; bins may overlap.
+
+    That is `torch.nn.functional.interpolate(mode="area")` along one axis: bin `i` has the values from
+    `floor(i old / new)` to `ceil((i + 1) old / new) - 1`.
+
+    Args:
+        old: How many values there are.
+        new: How many are wanted.
+
+    Returns:
+        (new, old), float64; rows sum to one.
+
+    >>> area_matrix(4, 2).tolist()
+    [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
+    """
+    old = errors.as_int("area_matrix", "old", old, least=1)
+    new = errors.as_int("area_matrix", "new", new, least=1)
+    matrix = np.zeros((new, old))
+    for i in range(new):
+        first, end = i * old // new, -(-(i + 1) * old // new)
+        matrix[i, first:end] = 1 / (end - first)
     return matrix
 
 

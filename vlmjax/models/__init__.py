@@ -1,9 +1,15 @@
-"""The models: CLIP, towers, language models, LLaVA."""
+"""The models: CLIP, towers, language models, LLaVA, VILA, and how images and texts are put together for them."""
 
 from vlmjax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig, contrastive_loss
+from vlmjax.models.interleave import IGNORE, Interleaved, interleave, pack, pool_frames
 from vlmjax.models.language import CausalLM, LlamaConfig, LMCache, Qwen2Config
 from vlmjax.models.llava import Llava, LlavaConfig
+from vlmjax.models.llava_next import LlavaNext, LlavaNextConfig
+from vlmjax.models.multiscale import block_grids, dynamic_tokens, multiscale_tokens
+from vlmjax.models.splice import place, splice
+from vlmjax.models.tiles import NEWLINE, anyres_grid, anyres_order, best_size, tile_boxes, tile_grid
 from vlmjax.models.towers import CLIPVisionConfig, SiglipVisionConfig, VisionTower
+from vlmjax.models.vila import Vila, VilaConfig
 
 __all__ = [
     "CLIP",
@@ -12,12 +18,32 @@ __all__ = [
     "CLIPTextConfig",
     "CLIPVisionConfig",
     "CausalLM",
+    "IGNORE",
+    "Interleaved",
     "LMCache",
     "LlamaConfig",
     "Llava",
     "LlavaConfig",
+    "LlavaNext",
+    "LlavaNextConfig",
+    "NEWLINE",
     "Qwen2Config",
     "SiglipVisionConfig",
+    "Vila",
+    "VilaConfig",
     "VisionTower",
+    "anyres_grid",
+    "anyres_order",
+    "best_size",
+    "block_grids",
     "contrastive_loss",
+    "dynamic_tokens",
+    "interleave",
+    "multiscale_tokens",
+    "pack",
+    "place",
+    "pool_frames",
+    "splice",
+    "tile_boxes",
+    "tile_grid",
 ]

@@ -14,9 +14,9 @@ from ssmjax import errors
 from ssmjax.models.config import check_fields, require
 from ssmjax.models.registry import Family, register_family, register_model
 from ssmjax.shapes import Array, Float, Int, Mask, Tokens
-from vlmjax.layers.projector import Projector
+from vlmjax.layers.projector import Projector, projected_tokens
 from vlmjax.models.language import LLAMA_NANO, CausalLM, LlamaConfig, LMCache, Qwen2Config
-from vlmjax.models.splice import splice
+from vlmjax.models.splice import place, splice
 from vlmjax.models.towers import CLIP_NANO, SIGLIP_NANO, CLIPVisionConfig, SiglipVisionConfig, VisionTower
 
 __all__ = ["Llava", "LlavaConfig"]
@@ -34,10 +34,11 @@ class LlavaConfig:
         text: The language model's, a `LlamaConfig` or a `Qwen2Config`.
         projector: A kind of `Projector`: "linear" in LLaVA 1.0, "mlp2x_gelu" in 1.5.
         projector_bias: Whether it has biases.
+        projector_by_columns: Whether a projector that joins neighbors goes column by column, as VILA 1.5's does.
         layers: The hidden states of the tower that are read, counted from the end; several are put side by side.
         keep_class: Whether the class token is among the visual tokens.
         final_norm: Whether the tower's last norm is applied to what is read; no published LLaVA does.
-        image_token: The token that stands for one visual token in a text.
+        image_token: The token that stands for one visual token in a text; it need not be in the vocabulary.
 
     Raises:
         ValueError: A field has a value of the wrong type or range.
@@ -50,6 +51,7 @@ class LlavaConfig:
     text: LlamaConfig | Qwen2Config = LlamaConfig(vocab=32064)
     projector: str = "mlp2x_gelu"
     projector_bias: bool = True
+    projector_by_columns: bool = False
     layers: tuple[int, ...] = (-2,)
     keep_class: bool = False
     final_norm: bool = False
@@ -60,7 +62,7 @@ class LlavaConfig:
         require(self, "layers", len(self.layers) > 0, "one hidden state or more")
         if self.final_norm:
             require(self, "layers", self.layers == (-1,), "(-1,) with final_norm, which is the last state's")
-        require(self, "image_token", 0 <= self.image_token < self.text.vocab, f"below the {self.text.vocab} tokens")
+        require(self, "image_token", self.image_token >= 0, "at least 0")
 
     @property
     def dropped(self) -> int:
@@ -68,9 +70,14 @@ class LlavaConfig:
         return 0 if self.keep_class else self.vision.class_tokens
 
     @property
+    def projector_width(self) -> int:
+        """The width of what the projector reads."""
+        return self.vision.d_model * len(self.layers)
+
+    @property
     def tokens_per_image(self) -> int:
         """The visual tokens of an image, before any merge."""
-        return self.vision.length - self.dropped
+        return projected_tokens(self.projector, self.vision.length - self.dropped)
 
 
 class Llava(nnx.Module):
@@ -95,12 +102,12 @@ class Llava(nnx.Module):
     def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.vision = VisionTower(config.vision, rngs=rngs)
-        width = config.vision.d_model * len(config.layers)
         self.projector = Projector(
             config.projector,
-            width,
+            config.projector_width,
             config.text.d_model,
             use_bias=config.projector_bias,
+            by_columns=config.projector_by_columns,
             dtype=config.text.dtype,
             rngs=rngs,
         )
@@ -131,6 +138,10 @@ class Llava(nnx.Module):
         """
         x, cache = self._decode(tokens, images, mask, merge, None)
         return self.language.logits(x)
+
+    def project(self, images: Array) -> Float[jax.Array, "n m d"]:
+        """The visual tokens of images, projected, unmerged."""
+        return self.projector(self.visual_tokens(images))
 
     def visual_tokens(self, images: Array) -> Float[jax.Array, "n l d"]:
         """What the projector reads: the chosen hidden states of the tower, without the class token, float32."""
@@ -164,9 +175,30 @@ class Llava(nnx.Module):
         """Reads one token a row: the logits after it, and the cache."""
         return self.language.step(tokens, cache)
 
-    def embed(self, tokens: Int[Array, "b l"], visual: Tokens | None, mask: Mask | None = None) -> Tokens:
-        """The embeddings of a text with projected visual tokens (n m d) in their places."""
-        x = self.language.embed(tokens, mask)
+    def embed(
+        self,
+        tokens: Int[Array, "b l"],
+        visual: Tokens | None,
+        mask: Mask | None = None,
+        *,
+        places: Int[Array, "b l"] | None = None,
+    ) -> Tokens:
+        """The embeddings of a text with projected visual tokens in their places.
+
+        Args:
+            tokens: (b l) int.
+            visual: (n m d), or None for a text alone.
+            mask: (b l), False at padding.
+            places: (b l), the number of the visual token at each place, -1 for none, as `interleave` gives it; by
+                default visual tokens stand one after the other where the image tokens are.
+
+        Raises:
+            ValueError: There are not as many image tokens as visual ones.
+        """
+        # The image token need not have a row in the table, and its row is read nowhere.
+        x = self.language.embed(jnp.where(tokens == self.config.image_token, 0, tokens), mask)
+        if places is not None and visual is not None:
+            return place(x, rearrange(visual, "n m d -> (n m) d"), places)
         here = tokens == self.config.image_token
         here = here if mask is None else here & mask
         known = None if isinstance(here, jax.core.Tracer) else int(np.asarray(here).sum())
@@ -182,14 +214,13 @@ class Llava(nnx.Module):
             )
         return x if visual is None else splice(x, rearrange(visual, "n m d -> (n m) d"), here)
 
-    def _decode(self, tokens, images, mask, merge, cache):
+    def _decode(self, tokens, images, mask, merge, cache, *, places=None, **how):
+        """What the language model makes of a text with images; `how` goes to `project`."""
         self.language.check_tokens(tokens)
-        if images is None:
-            return self.language.decode(self.embed(tokens, None, mask), mask=mask, cache=cache)
+        if images is None or merge is None:
+            visual = None if images is None else self.project(images, **how)
+            return self.language.decode(self.embed(tokens, visual, mask, places=places), mask=mask, cache=cache)
         visual = self.visual_tokens(images)
-        if merge is None:
-            x = self.embed(tokens, self.projector(visual), mask)
-            return self.language.decode(x, mask=mask, cache=cache)
         merged = merge(visual)
         x = self.embed(tokens, self.projector(merged.tokens), mask)
         here = tokens == self.config.image_token
@@ -213,8 +244,8 @@ def merged_positions(here: Array, mask: Mask | None, merged, whole: int) -> tupl
     before = jnp.where(here, number // m, (number + here.any(1, keepdims=True)) // m)  # whole images before this token
     plain = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0) + before * (whole - m)
     logs = jnp.log(jnp.maximum(merged.size, 1e-9))  # tokens of a soft merge fade, and never quite to nothing
-    place, size = (splice(jnp.zeros(here.shape), v.reshape(-1), here) for v in (merged.position, logs))
-    positions = jnp.where(here, plain - number % m + place.astype(plain.dtype), plain)
+    spots, size = (splice(jnp.zeros(here.shape), v.reshape(-1), here) for v in (merged.position, logs))
+    positions = jnp.where(here, plain - number % m + spots.astype(plain.dtype), plain)
     return positions, size
 
 
@@ -230,7 +261,7 @@ register_family(
             "text": {"vocab": 32, "d_model": 16, "depth": 2, "heads": 2, "d_mlp": 32, "max_length": 64},
             "image_token": 31,
         },
-        hf="vlmjax.checkpoints.hf_llava:LLAVA",
+        hf="vlmjax.checkpoints.layouts:LLAVA_LAYOUTS",
     )
 )
 _NANO = dict(text=LLAMA_NANO, layers=(-1,), image_token=63)

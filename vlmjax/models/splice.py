@@ -1,11 +1,11 @@
-"""Visual tokens put in the places of a text that wait for them, without a scatter in either direction."""
+"""Visual tokens put in the places of a text that wait for them, without a scatter of floats in either direction."""
 
 import jax
 import jax.numpy as jnp
 
-from ssmjax.shapes import Array, Bool, Float
+from ssmjax.shapes import Array, Bool, Float, Int
 
-__all__ = ["splice"]
+__all__ = ["place", "splice"]
 
 
 def splice(
@@ -30,13 +30,38 @@ def splice(
     flat = here.reshape(-1)
     number = jnp.maximum(jnp.cumsum(flat) - 1, 0)
     (went,) = jnp.nonzero(flat, size=values.shape[0], fill_value=0)
+    return _put(x, values, here, number, went)
+
+
+def place(x: Float[Array, "*b d"], values: Float[Array, "n d"], places: Int[Array, "*b"]) -> Float[jax.Array, "*b d"]:
+    """Replaces `x` by the value of the number at each place, where that is not negative.
+
+    Args:
+        x: (*b d).
+        values: (n d), each used once at most.
+        places: (*b) int.
+
+    Returns:
+        As `x`.
+
+    >>> import jax.numpy as jnp
+    >>> place(jnp.zeros((3, 1)), jnp.array([[5.0], [7.0]]), jnp.array([1, -1, 0])).tolist()
+    [[7.0], [0.0], [5.0]]
+    """
+    places = jnp.asarray(places)
+    flat, n = places.reshape(-1), values.shape[0]
+    went = jnp.full((n,), -1).at[jnp.where(flat >= 0, flat, n)].set(jnp.arange(flat.size), mode="drop")
+    return _put(x, values, places >= 0, jnp.maximum(flat, 0), went)
+
+
+def _put(x, values, here, number, went):
     spread = _spread(values.astype(x.dtype), number, went).reshape(x.shape)
-    return jnp.where(here.reshape(*here.shape, *(1,) * (x.ndim - 2)), spread, x)
+    return jnp.where(here.reshape(*here.shape, *(1,) * (x.ndim - here.ndim)), spread, x)
 
 
 @jax.custom_vjp
 def _spread(values, number, went):
-    """`values[number]`; only the places `went` are used, one for each value."""
+    """`values[number]`; only the places `went` are used, one for each value, or none where it is negative."""
     return jnp.take(values, number, axis=0, mode="clip")
 
 
@@ -45,7 +70,8 @@ def _forward(values, number, went):
 
 
 def _backward(went, gradient):
-    return jnp.take(gradient, went, axis=0), None, None
+    back = jnp.take(gradient, jnp.maximum(went, 0), axis=0)
+    return jnp.where((went >= 0).reshape(-1, *(1,) * (back.ndim - 1)), back, 0), None, None
 
 
 _spread.defvjp(_forward, _backward)

@@ -24,7 +24,7 @@ Arrays = Mapping[str, np.ndarray]
 
 def load(folder: Path, name: str) -> nnx.Module:
     """The model in a folder of the Hugging Face form."""
-    (layout,) = registry.hf_layouts(registry.get_family(name))
+    layout, *_ = registry.hf_layouts(registry.get_family(name))
     description = json.loads((folder / "config.json").read_text())
     assert layout.accepts(description)
     config = layout.read(description)

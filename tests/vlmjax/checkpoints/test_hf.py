@@ -26,7 +26,7 @@ SIZES = (
 def test_configurations_both_ways(name):
     assert name in vlmjax.list_models()
     config = registry.model_config(name)
-    (layout,) = registry.hf_layouts(registry.get_family(registry.family_of(config)))
+    layout, *_ = registry.hf_layouts(registry.get_family(registry.family_of(config)))
     written = layout.write(config)
     assert layout.accepts(written)
     assert layout.read(written) == config
@@ -56,7 +56,7 @@ def test_every_spelling_of_llava_is_read():
         vision=dataclasses.replace(config.vision, depth=2, d_model=16, d_mlp=16, heads=2),
         text=dataclasses.replace(config.text, depth=2, d_model=16, d_mlp=16, heads=2),
     )
-    (layout,) = registry.hf_layouts(registry.get_family("llava"))
+    layout, *_ = registry.hf_layouts(registry.get_family("llava"))
     table = layout.table(config)
     shapes = model_arrays(nnx.eval_shape(lambda: registry.build("llava", config)))
     rng = np.random.default_rng(0)
