@@ -207,6 +207,9 @@ def draw(results: Path, figure: Path) -> None:
     record = json.loads(results.read_text())
     models = record["models"]
     fig = plt.figure(figsize=(13, 7), layout="constrained")
+    device = record["device"]["kind"]
+    smoke = "SMOKE RUN, not a result: " if record["config"]["smoke"] else ""
+    fig.suptitle(f"{smoke}five vision models of equal size on {record['data']['name']}, {device}")
     grid = fig.add_gridspec(2, 1, height_ratios=[1.2, 1])
     top, bottom = grid[0].subgridspec(1, 3), grid[1].subgridspec(1, len(models))
     axes = [fig.add_subplot(top[0, i]) for i in range(3)]
@@ -218,8 +221,11 @@ def draw(results: Path, figure: Path) -> None:
     for ax, key, text in ((axes[1], "images_per_second", "images a second"), (axes[2], "gigabytes", "temporary GB")):
         for label, row in models.items():
             ax.plot([c["side"] for c in row["costs"]], [c[key] for c in row["costs"]], marker="o", label=label)
-        ax.set_xscale("log", base=2)
+        sides = record["config"]["sizes"]
+        ax.set_xscale("log")
         ax.set_yscale("log")
+        ax.set_xticks(sides, labels=map(str, sides))
+        ax.minorticks_off()
         ax.set_xlabel("side of the image, pixels")
         ax.set_ylabel(f"{text}, forward, batch {record['config']['cost_batch']}")
     axes[1].legend(fontsize=8)

@@ -111,3 +111,7 @@ def test_errors():
     model = nnx.eval_shape(lambda: MambaVision(TINY, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match=r"Channels first\?"):
         model(jnp.zeros((2, 3, 32, 32)))
+    small = make()
+    theirs = converter.to_reference(model_arrays(small), small.config)
+    with pytest.raises(ValueError, match="(?s)the arrays do not fit the model.*patch_embed"):
+        converter.convert(theirs, dataclasses.replace(TINY, dim=2 * TINY.dim))

@@ -224,3 +224,6 @@ def test_errors():
         wide = dataclasses.replace(TINY, ssm_ratio=2.0)
         small = quick.lively(lambda: VMamba(dataclasses.replace(TINY, d_state=1), rngs=nnx.Rngs(0)))
         converter.convert(converter.to_reference(model_arrays(small), small.config), wide)
+    gated = dataclasses.replace(small.config, gate="activated")  # as of another forward type, without _noz
+    with pytest.raises(ValueError, match=r"(?s)the arrays do not fit the model.*in_proj.weight: got \(8, 8\)"):
+        converter.convert(converter.to_reference(model_arrays(small), small.config), gated)
