@@ -12,7 +12,6 @@ remembered, and stands again at the end. Published: 204,800 steps of 8 sequences
 """
 
 import dataclasses
-import time
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.shared import common, language
+from experiments.shared import common, language, parts
 
 NAME, VOCAB, TRAINED = "mamba_induction_heads", 16, 256
 
@@ -68,16 +67,13 @@ def main(config: Config = Config()) -> dict[str, Any]:
     """Trains and evaluates; writes the results file and the figure."""
     lengths = (64, 300) if config.smoke else config.lengths
     places = {kind: [n for n in lengths if kind != "transformer" or n <= 2**12] for kind in config.models}
-    runs = []
-    for seed in language.seeds_of(config):
-        start, metrics = time.monotonic(), {}
-        for kind in config.models:
-            model = language.make_model(kind, config, VOCAB, seed)
-            model, _ = language.train(model, draw, config, seed)
-            for length in places[kind]:
-                metrics[f"{kind}_{length}"] = recall(model, length, 4 if config.smoke else config.sequences)
-            print(kind, seed, metrics, flush=True)
-        runs.append({"seed": seed, "seconds": time.monotonic() - start, "metrics": metrics})
+
+    def work(kind: str, seed: int, part: parts.Part) -> dict[str, Any]:
+        model, run = language.train(language.make_model(kind, config, VOCAB, seed), draw, config, seed, part)
+        sequences = 4 if config.smoke else config.sequences
+        return run | {"metrics": {f"{kind}_{n}": recall(model, n, sequences) for n in places[kind]}}
+
+    runs, rest = parts.run_parts(NAME, config, config.models, work)
     plot = {
         "series": {kind: {n: f"{kind}_{n}" for n in places[kind]} for kind in config.models},
         "x": "length",
@@ -86,7 +82,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
         "log": True,
         "marks": {TRAINED: "trained"},
     }
-    return language.finish(NAME, config, runs, {"name": NAME, "sample": language.sample_of(draw)}, plot)
+    return language.finish(NAME, config, runs, {"name": NAME, "sample": language.sample_of(draw)}, plot, parts=rest)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ Recipe (device, minutes a seed, expected accuracy):
 
 import dataclasses
 import functools
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.shared import common, language
+from experiments.shared import common, language, parts
 
 NAME, VOCAB = "mamba_mqar", 1024
 
@@ -53,17 +52,15 @@ def main(config: Config = Config()) -> dict[str, Any]:
     widths = (32,) if config.smoke else config.widths
     pairs, length = (4, 24) if config.smoke else (config.pairs, config.length)
     task = functools.partial(draw, pairs=pairs, length=length)
-    runs = []
-    for seed in language.seeds_of(config):
-        start, metrics = time.monotonic(), {}
-        for kind in config.models:
-            for width in widths:
-                model = language.make_model(kind, dataclasses.replace(config, d_model=width), VOCAB, seed)
-                model, _ = language.train(model, task, config, seed)
-                sequences = 8 if config.smoke else 1024
-                metrics[f"{kind}_{width}"] = language.accuracy(model, task, sequences=sequences, batch=sequences // 8)
-            print(kind, seed, metrics, flush=True)
-        runs.append({"seed": seed, "seconds": time.monotonic() - start, "metrics": metrics})
+    sequences, batch = (8, 4) if config.smoke else (1024, 128)
+
+    def work(which: str, seed: int, part: parts.Part) -> dict[str, Any]:
+        kind, width = which.split("_")
+        own = dataclasses.replace(config, d_model=int(width))
+        model, run = language.train(language.make_model(kind, own, VOCAB, seed), task, config, seed, part)
+        return run | {"metrics": {which: language.accuracy(model, task, sequences=sequences, batch=batch)}}
+
+    runs, rest = parts.run_parts(NAME, config, [f"{kind}_{width}" for width in widths for kind in config.models], work)
     plot = {
         "series": {kind: {width: f"{kind}_{width}" for width in widths} for kind in config.models},
         "x": "width",
@@ -71,7 +68,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
         "title": f"associative recall, {pairs} pairs, length {length}",
         "log": True,
     }
-    return language.finish(NAME, config, runs, {"name": NAME, "sample": language.sample_of(task)}, plot)
+    return language.finish(NAME, config, runs, {"name": NAME, "sample": language.sample_of(task)}, plot, parts=rest)
 
 
 if __name__ == "__main__":

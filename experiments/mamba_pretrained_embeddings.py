@@ -18,7 +18,6 @@ speak most; its class is who speaks. `--vectors` is a GloVe text file, or an `.n
 import collections
 import dataclasses
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.shared import common, language
+from experiments.shared import common, language, parts
 from ssmjax.data import ArrayBatches
 from ssmjax.errors import bad_argument
 from ssmjax.training.fit import FitConfig, fit
@@ -126,23 +125,24 @@ def vectors_of(path: Path, words: list[str], width: int) -> np.ndarray:
 class Classifier(nnx.Module):
     """A Mamba over embeddings, the mean of its outputs, and a linear head."""
 
-    def __init__(self, config: Config, classes: int, seed: int, table: np.ndarray | None, encoder: Any, frozen: bool):
+    def __init__(self, config: Config, classes: int, seed: int, table: np.ndarray | None, encoder: Any):
         self.body = language.make_model("mamba", config, WORDS, seed, tie_embeddings=True)
         if table is not None:
             self.body.embedding[...] = jnp.asarray(table)
-        self.encoder, self.frozen = encoder, frozen
+        self.encoder = encoder
         self.head = nnx.Linear(config.d_model, classes, rngs=nnx.Rngs(seed))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Logits of the classes (b c)."""
         mask = tokens != PADDING
         embedded = self.body.embed(tokens) if self.encoder is None else self.encoder.features(tokens, mask=mask)
-        embedded = jax.lax.stop_gradient(embedded) if self.frozen else embedded
         x = self.body.encode(embedded, mask=mask)
         return self.head((x * mask[..., None]).sum(1) / jnp.maximum(1, mask.sum(1))[:, None])
 
 
-def classify(config: Config, documents: Documents, labels: int, seed: int, **parts: Any) -> float:
+def classify(
+    config: Config, documents: Documents, labels: int, seed: int, table: np.ndarray | None, encoder: Any, frozen: bool
+) -> float:
     """The accuracy (%) on the test part after training on so many labelled documents."""
     classes = int(documents.train[1].max()) + 1
     order = np.random.default_rng(seed).permutation(len(documents.train[1]))[:labels]
@@ -156,13 +156,17 @@ def classify(config: Config, documents: Documents, labels: int, seed: int, **par
         del key
         return softmax_cross_entropy(model(batch["tokens"]), batch["label"]).mean(), {}
 
-    model = Classifier(config, classes, seed, **parts)
+    model = Classifier(config, classes, seed, table, encoder)
+    # What is not trained has no weight decay either.
+    still = nnx.PathContains("embedding" if encoder is None else "encoder")
     steps = 2 if config.smoke else config.steps
     optimizer = adamw(
         config.learning_rate, steps=steps, warmup_steps=steps // 20, weight_decay=config.weight_decay, model=model
     )
     settings = FitConfig(seed=seed, log_every=max(1, steps), progress=False)
-    model = fit(model, loss, batches.at, steps=steps, optimizer=optimizer, config=settings).model
+    trainable = nnx.Not(still) if frozen else None
+    run = dict(steps=steps, optimizer=optimizer, config=settings, trainable=trainable)
+    model = fit(model, loss, batches.at, **run).model
     definition, state = nnx.split(model)
     predict = jax.jit(lambda state, tokens: nnx.merge(definition, state)(tokens).argmax(-1))
     tokens, wanted = documents.test
@@ -173,53 +177,57 @@ def classify(config: Config, documents: Documents, labels: int, seed: int, **par
     return 100 * float((found[: len(wanted)] == wanted).mean())
 
 
-def pretrain(config: Config, documents: Documents, seed: int) -> Any:
+def pretrain(config: Config, documents: Documents, seed: int, part: parts.Part) -> tuple[Any, dict[str, Any]]:
     """A language model of the words of all training documents; their labels are not read."""
-    model = language.make_model("mamba", config, WORDS, seed)
     rows = documents.train[0]
     labels = np.where(rows[:, 1:] > PADDING, rows[:, 1:], -100)
     batches = ArrayBatches({"tokens": rows[:, :-1], "labels": labels}, min(64, len(rows)), seed=seed)
-    steps = 2 if config.smoke else config.pretraining_steps
-    optimizer = adamw(1e-3, steps=steps, warmup_steps=steps // 20, weight_decay=0.1, model=model)
-    settings = FitConfig(seed=seed, log_every=max(1, steps // 10), progress=config.progress)
-    return fit(model, language.next_token_loss, batches.at, steps=steps, optimizer=optimizer, config=settings).model
+    own = dataclasses.replace(config, steps=config.pretraining_steps, weight_decay=0.1)
+    model = language.make_model("mamba", config, WORDS, seed)
+    return language.fit_part(model, language.next_token_loss, batches.at, own, seed, part)
+
+
+def starts(config: Config, documents: Documents, encoder: Any) -> dict[str, dict[str, Any]]:
+    """What the classifiers start from: embeddings or a whole encoder, and whether these stay as they are."""
+    table = np.asarray(encoder.embedding[...])
+    table = table / table.std()
+    ways = {
+        "scratch": dict(table=None, encoder=None, frozen=False),
+        "frozen": dict(table=table, encoder=None, frozen=True),
+        "tuned": dict(table=table, encoder=None, frozen=False),
+        "contextual": dict(table=None, encoder=encoder, frozen=True),
+    }
+    if config.vectors is not None:
+        found = vectors_of(config.vectors, documents.words, config.d_model)
+        found = np.pad(found, ((0, len(table) - len(found)), (0, 0)))
+        ways["vectors"] = dict(table=found, encoder=None, frozen=False)
+    return ways
 
 
 def main(config: Config = Config()) -> dict[str, Any]:
     """Trains and evaluates; writes the results file and the figure."""
     documents = read(config)
     counts = (16,) if config.smoke else tuple(n for n in config.labels if n <= len(documents.train[1]))
-    runs, ways = [], {}
-    for seed in language.seeds_of(config):
-        start, metrics = time.monotonic(), {}
-        encoder = pretrain(config, documents, seed)
-        table = np.asarray(encoder.embedding[...])
-        table = table / table.std()
-        ways = {
-            "scratch": dict(table=None, encoder=None, frozen=False),
-            "frozen": dict(table=table, encoder=None, frozen=True),
-            "tuned": dict(table=table, encoder=None, frozen=False),
-            "contextual": dict(table=None, encoder=encoder, frozen=True),
-        }
-        if config.vectors is not None:
-            found = vectors_of(config.vectors, documents.words, config.d_model)
-            found = np.pad(found, ((0, len(table) - len(found)), (0, 0)))
-            ways["vectors"] = dict(table=found, encoder=None, frozen=False)
-        for way, parts in ways.items():
-            for labels in counts:
-                metrics[f"{way}_{labels}"] = classify(config, documents, labels, seed, **parts)
-        print(seed, metrics, flush=True)
-        runs.append({"seed": seed, "seconds": time.monotonic() - start, "metrics": metrics})
+    names = ("scratch", "frozen", "tuned", "contextual", *(("vectors",) if config.vectors is not None else ()))
+
+    def work(count: str, seed: int, part: parts.Part) -> dict[str, Any]:
+        encoder, run = pretrain(config, documents, seed, part)
+        ways = starts(config, documents, encoder)
+        found = {f"{way}_{count}": classify(config, documents, int(count), seed, **ways[way]) for way in names}
+        return {"metrics": found, "losses": run["losses"]}
+
+    # The language model is trained anew for each number of labels, which takes less than to keep it would need words.
+    runs, rest = parts.run_parts(NAME, config, [str(n) for n in counts], work)
     task = "IMDB reviews" if config.folder else f"speakers of {config.text.name}"
     plot = {
-        "series": {way: {n: f"{way}_{n}" for n in counts} for way in ways},
+        "series": {way: {n: f"{way}_{n}" for n in counts} for way in names},
         "x": "labelled documents",
         "y": "test accuracy, %",
         "title": task,
         "log": True,
     }
     data = {"name": task, "documents": len(documents.train[1]), "sample": documents.train[0]}
-    return language.finish(NAME, config, runs, data, plot)
+    return language.finish(NAME, config, runs, data, plot, parts=rest)
 
 
 if __name__ == "__main__":

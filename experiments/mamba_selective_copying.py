@@ -12,13 +12,12 @@ Recipe (device, minutes a seed, expected accuracy):
 
 import dataclasses
 import functools
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.shared import common, language
+from experiments.shared import common, language, parts
 
 NAME, VOCAB, COPIED = "mamba_selective_copying", 16, 16
 NOISE, MARK = 0, 1
@@ -49,26 +48,26 @@ def main(config: Config = Config()) -> dict[str, Any]:
     """Trains and evaluates; writes the results file and the figure."""
     length = 48 if config.smoke else config.length
     task = functools.partial(draw, length=length)
-    checkpoints = [1] if config.smoke else [config.steps // 4, config.steps // 2, config.steps]
-    runs = []
-    for seed in language.seeds_of(config):
-        start, metrics = time.monotonic(), {}
-        for kind in config.models:
-            for steps in checkpoints:  # each a schedule of its own, so that every number is that of a finished training
-                model = language.make_model(kind, config, VOCAB, seed)
-                model, _ = language.train(model, task, config, seed, steps)
-                sequences = 8 if config.smoke else 1024
-                metrics[f"{kind}_{steps}"] = language.accuracy(model, task, sequences=sequences, batch=sequences // 8)
-            print(kind, seed, metrics, flush=True)
-        runs.append({"seed": seed, "seconds": time.monotonic() - start, "metrics": metrics})
+    sequences, batch = (8, 4) if config.smoke else (1024, 16)
+    lengths = [length << k for k in range(2 if config.smoke else 5)]
+
+    def work(kind: str, seed: int, part: parts.Part) -> dict[str, Any]:
+        model, run = language.train(language.make_model(kind, config, VOCAB, seed), task, config, seed, part)
+        tasks = {n: functools.partial(draw, length=n) for n in lengths}
+        found = {f"{kind}_{n}": language.accuracy(model, tasks[n], sequences=sequences, batch=batch) for n in lengths}
+        return run | {"metrics": found}
+
+    runs, rest = parts.run_parts(NAME, config, config.models, work)
     plot = {
-        "series": {kind: {n: f"{kind}_{n}" for n in checkpoints} for kind in config.models},
-        "x": "training steps",
+        "series": {kind: {n: f"{kind}_{n}" for n in lengths} for kind in config.models},
+        "x": "length",
         "y": "tokens copied, %",
-        "title": f"selective copying, length {length}",
+        "title": f"selective copying, trained at length {length}",
+        "log": True,
+        "marks": {length: "trained"},
     }
     name = NAME if length in (48, 256) else f"{NAME}_{length}"
-    return language.finish(NAME, config, runs, {"name": name, "sample": language.sample_of(task)}, plot)
+    return language.finish(name, config, runs, {"name": name, "sample": language.sample_of(task)}, plot, parts=rest)
 
 
 if __name__ == "__main__":

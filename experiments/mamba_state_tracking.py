@@ -12,7 +12,6 @@ Recipe (device, minutes a seed, expected accuracy at lengths 41 to 256):
 
 import dataclasses
 import functools
-import time
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.shared import common, language
+from experiments.shared import common, language, parts
 
 NAME, TRAINED, LONGEST = "mamba_state_tracking", 40, 256
 RANGES = ((1, 40), (41, 80), (81, 128), (129, 192), (193, 256), (41, 256))
@@ -64,18 +63,15 @@ def by_length(model: Any, config: Config, sequences: int) -> np.ndarray:
 def main(config: Config = Config()) -> dict[str, Any]:
     """Trains and evaluates; writes the results file and the figure."""
     task = functools.partial(draw, modulus=config.modulus)
-    runs, curves = [], {}
-    for seed in language.seeds_of(config):
-        start, metrics = time.monotonic(), {}
-        for kind in config.models:
-            model = language.make_model(kind, config, config.modulus + 1, seed, mixer_options=MIXERS.get(kind, {}))
-            model, _ = language.train(model, task, config, seed)
-            found = by_length(model, config, 8 if config.smoke else 1024)
-            curves[f"{kind}_{seed}"] = [round(float(x), 2) for x in found]
-            for first, last in RANGES:
-                metrics[f"{kind}_{first}_{last}"] = float(found[first - 1 : last].mean())
-            print(kind, seed, metrics, flush=True)
-        runs.append({"seed": seed, "seconds": time.monotonic() - start, "metrics": metrics})
+
+    def work(kind: str, seed: int, part: parts.Part) -> dict[str, Any]:
+        model = language.make_model(kind, config, config.modulus + 1, seed, mixer_options=MIXERS.get(kind, {}))
+        model, run = language.train(model, task, config, seed, part)
+        found = by_length(model, config, 8 if config.smoke else 1024)
+        metrics = {f"{kind}_{a}_{b}": float(found[a - 1 : b].mean()) for a, b in RANGES}
+        return run | {"metrics": metrics, "by_length": [round(float(x), 2) for x in found]}
+
+    runs, rest = parts.run_parts(NAME, config, config.models, work)
     plot = {
         "series": {kind: {(a + b) // 2: f"{kind}_{a}_{b}" for a, b in RANGES[:-1]} for kind in config.models},
         "x": "length (middle of a range)",
@@ -85,7 +81,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     }
     name = NAME if config.modulus == 2 else f"{NAME}_{config.modulus}"
     data = {"name": name, "sample": language.sample_of(task)}
-    return language.finish(name, config, runs, data, plot, curves=curves)
+    return language.finish(name, config, runs, data, plot, parts=rest)
 
 
 if __name__ == "__main__":

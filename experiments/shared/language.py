@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-import time
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.shared import common, plots_language
+from experiments.shared.parts import Part
 from ssmjax.errors import unknown_name
 from ssmjax.models.language_model import LanguageModel, LanguageModelConfig
 from ssmjax.models.registry import build
@@ -20,6 +21,7 @@ from ssmjax.training.fit import FitConfig, fit
 from ssmjax.training.losses import chunked_cross_entropy, mean_over_labels
 from ssmjax.training.optim import adamw
 from ssmjax.training.report import make_report, render_table, write_report
+from ssmjax.training.step import Loss, Prepare
 
 __all__ = [
     "KINDS",
@@ -27,10 +29,10 @@ __all__ = [
     "Draw",
     "accuracy",
     "finish",
+    "fit_part",
     "make_model",
     "next_token_loss",
     "sample_of",
-    "seeds_of",
     "to_labels",
     "train",
 ]
@@ -64,11 +66,16 @@ class Config:
     """How many runs, with seeds 0, 1, ..."""
     dtype: str = "float32"
     """float32, bfloat16 or float16."""
+    minutes: float | None = None
+    """Stop this call after so long; the same command goes on from there."""
     smoke: bool = False
     """A check of the plumbing in less than a minute; no result."""
     progress: bool = True
     out_dir: Path = Path(".")
     """Where `experiments/results` and `figures` are."""
+    runs_dir: Path = Path("runs")
+    """Where the parts that are done and the checkpoints of the others are; processes that run the same command share
+    the work there."""
 
 
 def make_model(kind: str, config: Config, vocab: int, seed: int, **fields: Any) -> LanguageModel:
@@ -97,34 +104,65 @@ def next_token_loss(model: LanguageModel, batch: Mapping[str, jax.Array], key: j
     return mean_over_labels(losses, batch["labels"]), {}
 
 
-def train(model: LanguageModel, draw: Draw, config: Config, seed: int, steps: int | None = None) -> tuple[Any, float]:
-    """Trains on batches that are drawn on the device; returns the model and the seconds that it took."""
-    steps = 3 if config.smoke else steps or config.steps
+def train(
+    model: LanguageModel,
+    draw: Draw,
+    config: Config,
+    seed: int,
+    part: Part,
+    loss: Loss = next_token_loss,
+) -> tuple[Any, dict[str, Any]]:
+    """Trains on batches that are drawn on the device; returns the model, and the loss at some steps and the seconds."""
     batch = 4 if config.smoke else config.batch_size
 
     def prepare(rows, key, train):
         del train
         return draw(key, len(rows["row"]))
 
-    start = time.monotonic()
-    optimizer = adamw(
-        config.learning_rate,
-        steps=steps,
-        warmup_steps=steps // 20,
-        weight_decay=config.weight_decay,
-        b2=0.98,
-        model=model,
+    rows = {"row": np.arange(batch, dtype=np.int32)}
+    return fit_part(model, loss, lambda step: rows, config, seed, part, prepare=prepare)
+
+
+def fit_part(
+    model: Any,
+    loss: Loss,
+    batches: Callable[[int], Any],
+    config: Config,
+    seed: int,
+    part: Part,
+    *,
+    b2: float = 0.98,
+    prepare: Prepare | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Trains as a part of an experiment, and ends the process if its minutes are over; returns as `train` does."""
+    steps = 3 if config.smoke else config.steps
+    rate = dict(warmup_steps=steps // 20, weight_decay=config.weight_decay, b2=b2)
+    settings = FitConfig(
+        seed=seed,
+        log_every=max(1, steps // 20),
+        save_every=0 if config.smoke else steps // 4,
+        checkpoint_dir=str(part.folder),
+        keep=1,
+        time_limit=part.seconds_left,
+        progress=config.progress,
+        unit="sequences",
     )
     result = fit(
         model,
-        next_token_loss,
-        lambda step: {"row": np.arange(batch, dtype=np.int32)},
+        loss,
+        batches,
         steps=steps,
-        optimizer=optimizer,
+        optimizer=adamw(config.learning_rate, steps=steps, **rate),
         prepare=prepare,
-        config=FitConfig(seed=seed, log_every=max(1, steps // 20), progress=config.progress, unit="sequences"),
+        config=settings,
+        run_config=part.identity,
     )
-    return result.model, time.monotonic() - start
+    if not result.finished:
+        why = "Interrupted" if result.interrupted else "The minutes are over"
+        print(f"\n{why} at step {int(result.state.step)} of {steps}; the same command goes on from {part.folder}.")
+        sys.exit(result.exit_code)
+    losses = {str(record["step"]): round(record["loss"], 5) for record in result.train}
+    return result.model, {"losses": losses, "seconds": result.seconds}
 
 
 def accuracy(model: LanguageModel, draw: Draw, *, sequences: int, batch: int, seed: int = 10**6) -> float:
@@ -141,11 +179,6 @@ def accuracy(model: LanguageModel, draw: Draw, *, sequences: int, batch: int, se
     keys = jax.random.split(jax.random.key(seed), -(-sequences // batch))
     right, real = np.sum([jax.device_get(count(state, key)) for key in keys], axis=0, dtype=np.int64)
     return 100 * float(right) / float(real)
-
-
-def seeds_of(config: Config) -> range:
-    """The seeds of the runs."""
-    return range(1 if config.smoke else config.seeds)
 
 
 def finish(
