@@ -1,6 +1,7 @@
 """Language models of Mamba, Mamba-2, Mamba-3 or attention, and hybrids of the first three with attention."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, no_type_check
 
@@ -202,9 +203,8 @@ class LanguageModel(nnx.Module):
         rows, d = config.vocab_rows, config.d_model
         self.embedding = parameter(_DRAW(rngs.params(), (rows, d)), "embedding")
         for kind in ("layers", "attention"):
-            depth = config.pattern.count(kind)
-            stack = make_stack(lambda rngs, kind=kind: LanguageBlock(config, kind, rngs=rngs), depth, rngs)
-            setattr(self, kind, stack if depth else None)
+            make, depth = functools.partial(LanguageBlock, config, kind), config.pattern.count(kind)
+            setattr(self, kind, make_stack(lambda rngs, make=make: make(rngs=rngs), depth, rngs) if depth else None)
         self.norm_f = make_norm(config.norm, d, eps=config.norm_eps, dtype=config.dtype)
         options = dict(dtype=config.dtype, param_dtype=jnp.float32, rngs=rngs)
         self.head = None if config.tie_embeddings else projection(d, rows, **options)

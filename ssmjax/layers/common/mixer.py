@@ -5,9 +5,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from ssmjax.layers.common.checks import check_mask, check_segment_ids
+from ssmjax.layers.common.padding import Compaction, compact
 from ssmjax.shapes import Array, Bool, Float, Int, Mask, SegmentIds, Tokens
 
-__all__ = ["Mixer", "PackedState", "bare_state", "begins_segment", "enter_state", "leave_state"]
+__all__ = ["Entry", "Mixer", "PackedState", "bare_state", "begins_segment", "enter", "enter_state", "leave_state"]
 
 
 @runtime_checkable
@@ -126,6 +128,53 @@ def enter_state(
     if lengths is not None:  # a row without a token begins nothing
         first, last = jnp.where(lengths > 0, first, before), jnp.where(lengths > 0, last, before)
     return jax.tree.map(lambda x: _zero_rows(first != before, x), bare), last
+
+
+class Entry(NamedTuple):
+    """What a recurrent layer works with, its real tokens first.
+
+    Attributes:
+        u: (b l d), with zeros at the padding.
+        segment_ids: (b l), moved along with the tokens, or None.
+        state: The layer's own state, that the call starts from.
+        segment: (b), the segment that the call ends in; None without ids.
+        padding: How to move the tokens back; None without a mask.
+    """
+
+    u: Tokens
+    segment_ids: SegmentIds | None
+    state: Any
+    segment: Int[Array, " b"] | None
+    padding: Compaction | None
+
+    def leave(self, y: Tokens, state: Any, return_state: bool) -> Any:
+        """What the layer returns: the outputs where their tokens were, and the new state if it is asked for."""
+        y = y if self.padding is None else self.padding.undo(y)
+        return (y, leave_state(state, self.segment)) if return_state else y
+
+
+def enter(layer: Mixer, u: Tokens, *, mask: Mask | None, segment_ids: SegmentIds | None, state: Any) -> Entry:
+    """Begins the call of a recurrent layer: checks, moves padding to the end, and finds the state to start from.
+
+    Args:
+        layer: The layer, for its `init_state` and its name.
+        u: As in its call, and so are the others.
+        mask: False at padding.
+        segment_ids: Of packed sequences.
+        state: Bare or packed, or None.
+
+    Raises:
+        ValueError: The mask or the ids do not fit the tokens.
+    """
+    where = type(layer).__name__
+    check_mask(where, mask, u.shape[:2])
+    check_segment_ids(where, segment_ids, u.shape[:2])
+    padding = None if mask is None else compact(mask)
+    if padding is not None:
+        u, segment_ids = padding.apply(u), padding.ids(segment_ids)
+    state = layer.init_state(u.shape[0]) if state is None else state
+    state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
+    return Entry(u, segment_ids, state, segment, padding)
 
 
 def leave_state(state: Any, segment: Int[Array, " b"] | None) -> Any:

@@ -9,8 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.layers.common.checks import check_segment_ids
-from ssmjax.layers.common.mixer import PackedState, enter_state, leave_state
-from ssmjax.layers.common.padding import compact
+from ssmjax.layers.common.mixer import PackedState, enter
 from ssmjax.layers.selective.parts import MixerSize, branch_parts, project_out, projection, scan_inputs, state_log
 from ssmjax.ops._half import widen
 from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
@@ -126,14 +125,8 @@ class Mamba(nnx.Module):
         Returns:
             (b l d) in the compute dtype, with the new state if `return_state`.
         """
-        check_segment_ids("Mamba", segment_ids, u.shape[:2])
-        padding = None
-        if mask is not None:
-            padding = compact(mask)
-            u = padding.apply(u)
-            segment_ids = padding.ids(segment_ids)
-        state = self.init_state(u.shape[0]) if state is None else state
-        state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
+        entry = enter(self, u, mask=mask, segment_ids=segment_ids, state=state)
+        u, segment_ids, state, _, padding = entry
 
         conv_in, z = jnp.split(self.in_proj(u), 2, axis=-1)
         x, window = self.conv1d(conv_in, state=state.conv, segment_ids=segment_ids, return_state=True)
@@ -155,9 +148,7 @@ class Mamba(nnx.Module):
             segment_ids=segment_ids,
             return_state=True,
         )
-        y = project_out(self.out_proj, y, self.dtype)
-        y = y if padding is None else padding.undo(y)
-        return (y, leave_state(MambaState(window, ssm), segment)) if return_state else y
+        return entry.leave(project_out(self.out_proj, y, self.dtype), MambaState(window, ssm), return_state)
 
     def init_state(self, batch: int) -> MambaState:
         """The state before the first token: zeros.

@@ -10,8 +10,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, init, ops
 from ssmjax.layers.common.checks import check_segment_ids
-from ssmjax.layers.common.mixer import PackedState, enter_state, leave_state
-from ssmjax.layers.common.padding import compact
+from ssmjax.layers.common.mixer import PackedState, enter, enter_state, leave_state
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.selective.gated_norm import GatedRMSNorm
 from ssmjax.layers.selective.parts import ShortConv, projection
@@ -175,14 +174,8 @@ class Mamba2(nnx.Module):
         Returns:
             (b l d) in the compute dtype, with the new state if `return_state`.
         """
-        check_segment_ids("Mamba2", segment_ids, u.shape[:2])
-        padding = None
-        if mask is not None:
-            padding = compact(mask)
-            u = padding.apply(u)
-            segment_ids = padding.ids(segment_ids)
-        state = self.init_state(u.shape[0]) if state is None else state
-        state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
+        entry = enter(self, u, mask=mask, segment_ids=segment_ids, state=state)
+        u, segment_ids, state, _, padding = entry
         z0, x0, z, conv_in, dt = jnp.split(self.in_proj(u), self.size.cuts, axis=-1)
         xBC, window = self.conv1d(conv_in, state=state.conv, segment_ids=segment_ids, return_state=True)
         dt = final_step_size("Mamba2", dt, self.dt_bias[...], True, self.dt_limit, jnp.float32)
@@ -203,9 +196,7 @@ class Mamba2(nnx.Module):
             chunk=self.chunk,
             return_state=True,
         )
-        y = self._output(y.reshape(z.shape), z, z0, x0)
-        y = y if padding is None else padding.undo(y)
-        return (y, leave_state(Mamba2State(window, ssm), segment)) if return_state else y
+        return entry.leave(self._output(y.reshape(z.shape), z, z0, x0), Mamba2State(window, ssm), return_state)
 
     def init_state(self, batch: int) -> Mamba2State:
         """The state before the first token: zeros.

@@ -10,9 +10,9 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, init, ops
 from ssmjax.layers.common.checks import check_segment_ids
-from ssmjax.layers.common.mixer import PackedState, enter_state, leave_state
+from ssmjax.layers.common.mixer import PackedState, enter
 from ssmjax.layers.common.norms import RMSNorm
-from ssmjax.layers.common.padding import Compaction, compact
+from ssmjax.layers.common.padding import Compaction
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.selective.gated_norm import gated_rms_norm
 from ssmjax.layers.selective.parts import projection
@@ -155,14 +155,8 @@ class Mamba3(nnx.Module):
         Returns:
             (b l d) in the compute dtype, with the new state if `return_state`.
         """
-        check_segment_ids("Mamba3", segment_ids, u.shape[:2])
-        padding = None
-        if mask is not None:
-            padding = compact(mask)
-            u = padding.apply(u)
-            segment_ids = padding.ids(segment_ids)
-        state = self.init_state(u.shape[0]) if state is None else state
-        state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
+        entry = enter(self, u, mask=mask, segment_ids=segment_ids, state=state)
+        u, segment_ids, state, _, padding = entry
         cuts = [sum(self.widths[:i]) for i in range(1, len(self.widths))]
         z, x, B, C, dt, a, blend, angle = jnp.split(self.in_proj(u), cuts, axis=-1)
         dt = jax.nn.softplus(dt.astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32)[None, None])
@@ -188,11 +182,10 @@ class Mamba3(nnx.Module):
             return_state=True,
         )
         y = self._output(y + self.D[...].astype(y.dtype)[None, None, None, :, None] * ranked.astype(y.dtype), z)
-        y = y if padding is None else padding.undo(y)
         if not return_state:
-            return y
+            return entry.leave(y, None, False)
         last = [_last(v, old, padding) for v, old in ((theta, state.angle), (B, state.B), (x[:, :, 0], state.x))]
-        return y, leave_state(Mamba3State(last[0], after.ssm, last[1], last[2]), segment)
+        return entry.leave(y, Mamba3State(last[0], after.ssm, last[1], last[2]), True)
 
     def init_state(self, batch: int) -> Mamba3State:
         """The state before the first token: zeros.
