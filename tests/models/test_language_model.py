@@ -127,24 +127,6 @@ def test_hidden_states():
     np.testing.assert_array_equal(states[0], model.embedding[...][x])
 
 
-def test_decode_keeps_the_state_in_float32_under_bfloat16():
-    """The original's is in the dtype of the weights, and drifts."""
-    model = ssmjax.create_model("mamba_nano", dtype="bfloat16", depth=1)
-    cache = model.init_cache(1, 8)
-    assert cache["layers"].ssm.dtype == jnp.float32
-    logits, cache = quick.apply(model, jnp.zeros((1,), int), cache, method="step")
-    assert (logits.dtype, cache["layers"].ssm.dtype) == (jnp.float32, jnp.float32)
-
-
-def test_min_p_is_relative_to_the_most_likely_token():
-    """The original compares with the logit of token 0, and for the first row only."""
-    logits = jnp.log(jnp.array([[0.001, 0.6, 0.399], [0.5, 0.3, 0.2]]))
-    draws = jax.vmap(lambda key: ssmjax.generation.sample(logits, key, temperature=1.0, min_p=0.65))(
-        jax.random.split(jax.random.key(0), 50)
-    )
-    assert set(np.unique(draws[:, 0])) == {1, 2} and set(np.unique(draws[:, 1])) == {0}
-
-
 @pytest.mark.parametrize("name", ["mamba", "falcon", "mamba2"])
 def test_transformers_configurations_come_back(name):
     config = CONFIGS[name]
