@@ -29,7 +29,7 @@ from ssmjax.training.optim import adamw
 from ssmjax.training.state import commit, split_model
 from ssmjax.training.step import init_state, make_step
 
-__all__ = ["Config", "main"]
+__all__ = ["Config", "held_bytes", "main", "merged"]
 
 Task = Literal["infer", "train"]
 
@@ -83,7 +83,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     source = stamp()
     out = config.out or pathlib.Path(__file__).parent / "results" / f"{source['device']}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(_merged(out, [record | source for record in records]), indent=1) + "\n")
+    out.write_text(json.dumps(merged(out, [record | source for record in records]), indent=1) + "\n")
     print(f"Wrote {len(records)} records to {out}")
     return records
 
@@ -163,7 +163,7 @@ def _inference(model: Any, batch: dict[str, jax.Array]) -> tuple[Callable[[], An
     """A forward pass, and the bytes that it holds at once."""
     layout, params, rest = split_model(model)
     call = jax.jit(lambda params, rest, x: layout.merge(params, rest)(x)).lower(params, rest, batch["inputs"]).compile()
-    return lambda: call(params, rest, batch["inputs"]), _bytes(call)
+    return lambda: call(params, rest, batch["inputs"]), held_bytes(call)
 
 
 def _training(model: Any, batch: dict[str, jax.Array]) -> tuple[Callable[[], Any], int]:
@@ -183,10 +183,10 @@ def _training(model: Any, batch: dict[str, jax.Array]) -> tuple[Callable[[], Any
         kept[0], metrics = step(kept[0], batch)
         return metrics["loss"]
 
-    return run, _bytes(step)
+    return run, held_bytes(step)
 
 
-def _bytes(compiled: Any) -> int:
+def held_bytes(compiled: Any) -> int:
     """Arguments, results and temporaries of a compiled program; a result in an argument's place counts once."""
     found = compiled.memory_analysis()
     held = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
@@ -203,7 +203,7 @@ def _floor_ms(model: Any, shape: tuple[int, ...], task: Task, peak_tflops: float
     return round((3 if task == "train" else 1) * flops / (1e9 * peak_tflops), 4)
 
 
-def _merged(out: pathlib.Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merged(out: pathlib.Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records in the file, those measured again replaced."""
 
     def key(record: dict[str, Any]) -> tuple[Any, ...]:
