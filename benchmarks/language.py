@@ -194,8 +194,8 @@ def _training(model: Any, tokens: np.ndarray, config: Config) -> tuple[Callable[
 
 
 def _memory(name: str, batch: int, config: Config) -> dict[str, Any]:
-    """What the compiler says of a training step that is never run, so that it needs no room for the model."""
-    model = nnx.eval_shape(lambda: _model(name, config))
+    """What the compiler says of a training step that is never run, so that it needs room for the parameters alone."""
+    model = _model(name, config)
     step, first, params, rest = _train_step(model, config)
     state = jax.eval_shape(first, params, rest)
     spec = jax.ShapeDtypeStruct((batch, config.length), jnp.int32)

@@ -41,7 +41,7 @@ def draw(b, l, seed=0):
 def pieces(model, tokens, cuts, masks=None):
     """The logits after each piece of a prompt, the cache carried."""
     definition, state = nnx.split(model)
-    masks = [None] * (len(cuts) + 1) if masks is None else masks
+    masks = [None] * (len(cuts) + 1) if masks is None else [mask.astype(bool) for mask in masks]
 
     @quick.jit
     def run(state, tokens):
