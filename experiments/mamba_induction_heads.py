@@ -4,7 +4,7 @@ The claim: a Mamba of two layers that is trained at length 256 answers at length
 with its state carried (Gu & Dao 2023, arXiv:2312.00752, section 4.1.2 and table 11; published: 100 % at all of them).
 
 Recipe (device, minutes a seed, expected accuracy):
-    python -m experiments.mamba_induction_heads       one H200, about 10, 100 % at 256 and 99 % or more at 2^20
+    python -m experiments.mamba_induction_heads       one H100, about 5, 100 % at 256 and 99 % or more at 2^20
     python -m experiments.mamba_induction_heads --smoke
 
 The paper's task: 16 tokens, of which one is special; it stands once at a random place, is followed by the token to be
