@@ -65,6 +65,8 @@ def make_call(l, e, n, dtype, *, without=(), segments=False, groups=None, **opti
     problem = {k: v.astype(dtype) if k in LOW else v for k, v in problem.items() if k not in without}
     if not options.get("dt_softplus", True):
         problem["dt"] = jax.nn.softplus(problem["dt"].astype(jnp.float32)).astype(dtype)
+        if "dt_bias" in problem:  # or a step size would be negative, and the state grow beyond float32
+            problem["dt_bias"] = jnp.abs(problem["dt_bias"])
     ids = None
     if segments:
         ids = jnp.asarray(np.random.default_rng(0).integers(0, 8, (2, l)) // 7)

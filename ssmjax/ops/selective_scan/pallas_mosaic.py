@@ -71,10 +71,12 @@ def selective_scan_mosaic(call: ScanCall, *, forward: Tile | None = None, backwa
 def _sum_of_calls(call: ScanCall, forward, backward):
     """More states than a kernel keeps in registers: y is a sum over states, so each 16 of them are a call."""
     y, states = 0.0, []
+    x, dt = call.x.astype(jnp.float32), call.dt.astype(jnp.float32)  # once: their gradients are summed in float32
     for first in range(0, call.A.shape[1], STATES_OF_A_CALL):
         some = slice(first, first + STATES_OF_A_CALL)
         part = call._replace(
-            x=call.x.astype(jnp.float32),
+            x=x,
+            dt=dt,
             A=call.A[:, some],
             B=call.B[..., some],
             C=call.C[..., some],
@@ -86,7 +88,7 @@ def _sum_of_calls(call: ScanCall, forward, backward):
         y = y + part_y
         states.append(state)
     if call.D is not None:
-        y = y + call.x.astype(jnp.float32) * call.D.astype(jnp.float32)[None, None]
+        y = y + x * call.D.astype(jnp.float32)[None, None]
     if call.z is not None:
         y = y * jax.nn.silu(call.z.astype(jnp.float32))
     return y.astype(call.x.dtype), jnp.concatenate(states, 2) if call.return_state else None
