@@ -9,7 +9,14 @@ import numpy as np
 from experiments.shared.plots import decode_images
 from ssmjax.data.synthetic import COLORS, QUESTION_TYPES, SCENE_VOCABULARY
 
-__all__ = ["METHOD_COLORS", "draw_merge_classifier", "draw_scenes", "draw_token_merge", "question_text"]
+__all__ = [
+    "METHOD_COLORS",
+    "draw_merge_classifier",
+    "draw_merge_speed",
+    "draw_scenes",
+    "draw_token_merge",
+    "question_text",
+]
 
 _BARS = (
     ("blank", "picture blank", "#bbbbbb"),
@@ -183,6 +190,41 @@ def draw_token_merge(results: Path, figure: Path) -> None:
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, frameon=False, ncols=2)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(figure, dpi=130)
+    plt.close(fig)
+
+
+def draw_merge_speed(results: Path, figure: Path) -> None:
+    """Draws where the time of a block goes, at each number of visual tokens.
+
+    Args:
+        results: A JSON file as `experiments.token_merge_speed` writes it.
+        figure: Where the PNG goes.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    record = json.loads(Path(results).read_text())
+    metrics, config = record["metrics"], record["config"]
+    counts = [config["tokens"], *config["budgets"]]
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    shades = ("#1f4e9c", "#559e83", "#8fb1d9", "#e0a030", "#bbbbbb")
+    for axis, part in zip(axes, ("tower", "language"), strict=True):
+        below = np.zeros(len(counts))
+        for name, color in zip(("qkv", "attention", "output", "mlp", "norms"), shades, strict=True):
+            heights = np.array([metrics[f"{part}/{name} {count}"]["mean"] for count in counts])
+            axis.bar(range(len(counts)), heights, bottom=below, color=color, label=name, width=0.6)
+            below += heights
+        whole = [metrics[f"{part}/block {count}"]["mean"] for count in counts]
+        axis.plot(range(len(counts)), whole, "k_", ms=26, mew=2, label="the whole block")
+        axis.set(
+            xticks=range(len(counts)), xticklabels=counts, xlabel="visual tokens", ylabel="ms", title=f"{part} block"
+        )
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=8, frameon=False)
     figure.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(figure, dpi=130)
     plt.close(fig)
