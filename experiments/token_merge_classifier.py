@@ -11,7 +11,8 @@ Recipe (device, minutes, what is expected):
     python -m experiments.token_merge_classifier --task binary    one H200, 5; is the digit five or more?
     python -m experiments.token_merge_classifier --size cpu       two CPU cores, 40, no claim
 
-Operations are counted by formula, the merge's own included; times are of a batch of 256 images, the median of 30.
+Operations are counted by formula, the merge's own included; times are of a batch of 256 images, the median of 30. What
+is trained is kept in `--runs-dir`: the same command goes on from there, and budgets can be trained side by side.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.shared import common, plots_vlm
+from experiments.shared import common, plots_vlm, scenes
 from experiments.shared.plots import encode_images
 from experiments.shared.small_vit import METHODS, Size, SmallViT, flops, pruned, pruned_size
 from ssmjax import errors
@@ -52,7 +53,7 @@ class Config:
     task: str = "ten"
     """ten (which digit) or binary (is it five or more)."""
     budgets: tuple[int, ...] = (16, 9, 6)
-    """Tokens behind the first block, of 49."""
+    """Tokens behind the first block, of 49. With none, only the naive model is trained and kept."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """All are trained at once."""
     size: str = "full"
@@ -61,6 +62,8 @@ class Config:
     data_dir: Path | None = None
     download_dir: Path | None = None
     out_dir: Path = Path(".")
+    runs_dir: Path = Path("runs")
+    """Where trained models are kept."""
     smoke: bool = False
     """A check of the plumbing."""
 
@@ -101,20 +104,34 @@ def main(config: Config = Config()) -> dict[str, Any]:
     arrays, tests, source = _data(config, options)
     size = Size(classes=10 if config.task == "ten" else 2)
     naive = Group.of([SmallViT(size, rngs=nnx.Rngs(seed)) for seed in config.seeds])
-    naive = train(naive, None, arrays, config, options, steps=options["steps"], rate=config.learning_rate)
-    rows = {"naive": measure(naive, naive, tests, None, None)}
+    naive = _kept(
+        config,
+        "naive",
+        naive,
+        lambda: train(naive, None, arrays, config, options, steps=options["steps"], rate=config.learning_rate),
+    )
+    if not config.budgets:
+        return {}
+    whole = answers(naive, tests, None, None)
+    rows = {"naive": measure(naive, whole, tests, None, None)}
     rows["naive"] |= {"flops": flops(size), "tokens": size.tokens}
     maps = None
     for m in config.budgets if not config.smoke else config.budgets[-1:]:
         for method in METHODS:
-            group = _reduced(naive, method, m, arrays, config, options)
-            row = measure(group, naive, tests, method, m)
+            group = _kept(
+                config,
+                f"{method}_{m}",
+                naive,
+                lambda method=method, m=m: _reduced(naive, method, m, arrays, config, options),
+            )
+            row = measure(group, whole, tests, method, m)
             rows[f"{method} {m}"] = row | {"flops": flops(size, m, method), "tokens": m}
             maps = _maps(group.one(0), tests, m) if method == "ours" else maps
         smaller = pruned_size(size, flops(size, m, "ours"))
         group = Group.of([pruned(naive.one(i), smaller) for i in range(len(config.seeds))])
-        group = train(group, naive, arrays, config, options, steps=options["tune"], rate=config.learning_rate / 2)
-        rows[f"channels {m}"] = measure(group, naive, tests, None, None)
+        tune = functools.partial(train, group, naive, arrays, config, options, steps=options["tune"])
+        group = _kept(config, f"channels_{m}", group, functools.partial(tune, rate=config.learning_rate / 2))
+        rows[f"channels {m}"] = measure(group, whole, tests, None, None)
         rows[f"channels {m}"] |= {"flops": flops(smaller), "tokens": size.tokens, "d_model": smaller.block.d_model}
     for row in rows.values():
         row["share"] = row["flops"] / rows["naive"]["flops"]
@@ -169,21 +186,23 @@ def train(group, teacher, arrays, config, options, *, steps, rate, method=None, 
     return Group(group.definition, state)
 
 
-def measure(group: Group, teacher: Group, tests, method, m) -> dict[str, Any]:
-    """Accuracy and divergence from the naive model for each seed, and the time of a batch."""
+def answers(group: Group, tests, method, m) -> jax.Array:
+    """The logits of each seed's model for all test images: (seeds b v)."""
+    run = jax.jit(jax.vmap(lambda state, images: nnx.merge(group.definition, state)(images, method, m)[0], (0, None)))
+    images = tests["images"]
+    return jnp.concatenate([run(group.state, images[i : i + 500]) for i in range(0, len(images), 500)], axis=1)
+
+
+def measure(group: Group, whole: jax.Array, tests, method, m) -> dict[str, Any]:
+    """Accuracy and divergence from the naive model's answers for each seed, and the time of a batch."""
+    logits = answers(group, tests, method, m)
+    found: dict[str, Any] = {
+        "accuracy": (logits.argmax(-1) == tests["labels"]).mean(-1),
+        "kl": divergence(whole, logits).mean(-1),
+        "agreement": (logits.argmax(-1) == whole.argmax(-1)).mean(-1),
+    }
+    found = {name: [float(value) for value in values] for name, values in found.items()}
     run = jax.jit(lambda state, images: nnx.merge(group.definition, state)(images, method, m)[0])
-    whole = jax.jit(lambda state, images: nnx.merge(teacher.definition, state)(images)[0])
-    found: dict[str, list[float]] = {"accuracy": [], "kl": [], "agreement": []}
-    for i in range(len(jax.tree.leaves(group.state)[0])):
-        state, other = (jax.tree.map(lambda x, i=i: x[i], each.state) for each in (group, teacher))
-        parts = []
-        for first in range(0, len(tests["images"]), 500):
-            images, labels = (tests[name][first : first + 500] for name in ("images", "labels"))
-            ours, theirs = run(state, images), whole(other, images)
-            same = ours.argmax(-1) == theirs.argmax(-1)
-            parts.append(np.stack([ours.argmax(-1) == labels, divergence(theirs, ours), same]))
-        for name, value in zip(found, np.concatenate(parts, axis=1).mean(1), strict=True):
-            found[name].append(float(value))
     state, images = jax.tree.map(lambda x: x[0], group.state), tests["images"][:256]
     times = []
     for _ in range(35):
@@ -194,7 +213,7 @@ def measure(group: Group, teacher: Group, tests, method, m) -> dict[str, Any]:
 
 
 def divergence(wanted: jax.Array, logits: jax.Array) -> jax.Array:
-    """KL(wanted || logits) in nats, (b)."""
+    """KL(wanted || logits) in nats, (*b)."""
     p, q = jax.nn.log_softmax(wanted), jax.nn.log_softmax(logits)
     return (jnp.exp(p) * (p - q)).sum(-1)
 
@@ -207,6 +226,18 @@ def _reduced(naive: Group, method: str, m: int, arrays, config: Config, options)
     half = options["tune"] // 2
     group = tune(naive, steps=half, rate=config.learning_rate / 2, soft=True)
     return tune(group, steps=options["tune"] - half, rate=config.learning_rate / 2)
+
+
+def _kept(config: Config, name: str, like: Group, make) -> Group:
+    """Models that an earlier call trained, if it came so far; else what `make()` trains."""
+    seeds = "-".join(map(str, config.seeds))
+    file = config.runs_dir / f"{NAME}_{config.task}" / f"{config.size}_{config.learning_rate}_{seeds}_{name}.npz"
+    if not config.smoke and file.is_file():
+        return Group(like.definition, scenes.restored(file, like.state)[0])
+    group = make()
+    if not config.smoke:
+        scenes.store(file, group.state)
+    return group
 
 
 def _shifted(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -262,7 +293,9 @@ def _report(config, options, rows, maps, source, seconds) -> dict[str, Any]:
     report = make_report(
         name,
         command=common.command(NAME, config, Config()),
-        config=dataclasses.asdict(config) | {"data_dir": "", "download_dir": "", "out_dir": ""} | {"options": options},
+        config=dataclasses.asdict(config)
+        | {"data_dir": "", "download_dir": "", "out_dir": "", "runs_dir": ""}
+        | {"options": options},
         runs=runs,
         data=source,
         costs={row: {k: v for k, v in values.items() if not isinstance(v, list)} for row, values in rows.items()},

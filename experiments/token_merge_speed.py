@@ -6,11 +6,12 @@ itself, at 576, 192 and 64 visual tokens beside 64 of text, batch 1. The whole m
 blocks.
 
 Recipe (device, minutes, what is expected):
-    python -m experiments.token_merge_speed                              one H200, 3; the merge is below 0.1 ms
-    python -m experiments.token_merge_speed --dtype float32 --repeats 5  two CPU cores, 10
+    python -m experiments.token_merge_speed                                one H200, 4; the merge is below 0.1 ms
+    python -m experiments.token_merge_speed --model qwen2_vl_2b            one H200, 4
+    python -m experiments.token_merge_speed --dtypes float32 --repeats 5   two CPU cores, 10
 
-Times are medians; the function is compiled, its arrays are arguments, and `block_until_ready` ends each. "eager" is the
-merge without `jax.jit`.
+Times are medians, by call; the function is compiled, and its arrays are arguments. On a GPU 20 calls are queued before
+`block_until_ready`, so that what is timed is the work and not the way to it. "eager" is the merge without `jax.jit`.
 """
 
 import dataclasses
@@ -73,8 +74,8 @@ class Config:
     """Blocks that are timed one behind the other."""
     tokens: int = 576
     budgets: tuple[int, ...] = (192, 64)
-    dtype: str = "bfloat16"
-    """float32, float16 or bfloat16."""
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    """What is computed in."""
     repeats: int = 30
     out_dir: Path = Path(".")
     smoke: bool = False
@@ -95,44 +96,55 @@ def main(config: Config = Config()) -> dict[str, Any]:
     common.require_writable("out_dir", config.out_dir)
     shape, start = SHAPES["smoke" if config.smoke else config.model], time.time()
     timer = functools.partial(_milliseconds, repeats=2 if config.smoke else config.repeats)
-    found, flops = {}, {}
-    for count in (config.tokens, *config.budgets):
-        for part, (block, tokens) in {
-            "tower": (shape.tower, count),
-            "language": (shape.language, count + TEXT),
-        }.items():
-            for name, (run, arrays, work) in _parts(block, tokens, config).items():
-                found[f"{part}/{name} {count}"] = timer(run, *arrays)
-                flops[f"{part}/{name} {count}"] = work
-        found[f"projector {count}"], flops[f"projector {count}"] = _projector(shape, count, config, timer)
-        if count < config.tokens:
-            for name, value in _merge(shape.tower.d_model, config, count, timer).items():
-                found[f"merge/{name} {count}"] = value
-    metrics = {name: value for name, value in found.items()} | _whole(shape, found, config)
+    metrics, flops = {}, {}
+    for dtype in config.dtypes:
+        found, flops = _times(shape, config, dtype, timer)
+        metrics |= {f"{dtype}/{name}": value for name, value in (found | _whole(shape, found, config)).items()}
+        print(f"{dtype}: {time.time() - start:.0f} s", flush=True)
+    name = f"{NAME}_{config.model}" + ("_cpu" if jax.devices()[0].platform == "cpu" else "")
     report = make_report(
-        f"{NAME}_{config.model}",
+        name,
         command=common.command(NAME, config, Config()),
         config=dataclasses.asdict(config) | {"out_dir": ""},
         runs=[{"seed": 0, "seconds": time.time() - start, "metrics": metrics}],
         data={"name": "random", "sha256": "0" * 64},
         flops=flops,
     )
-    results, figure = common.result_paths(config.out_dir, f"{NAME}_{config.model}")
+    results, figure = common.result_paths(config.out_dir, name)
     write_report(results, report)
     plots_vlm.draw_merge_speed(results, figure)
     print(render_table(report))
     return report
 
 
-def _parts(size: BlockSize, tokens: int, config: Config) -> dict[str, tuple[Callable, tuple, int]]:
+def _times(shape: Shape, config: Config, dtype: str, timer: Callable) -> tuple[dict[str, float], dict[str, int]]:
+    """Milliseconds and operations of every part at every number of tokens."""
+    found, flops = {}, {}
+    for count in (config.tokens, *config.budgets):
+        for part, (block, tokens) in {
+            "tower": (shape.tower, count),
+            "language": (shape.language, count + TEXT),
+        }.items():
+            size = dataclasses.replace(block, dtype=dtype)
+            for name, (run, arrays, work) in _parts(size, tokens, config.blocks).items():
+                found[f"{part}/{name} {count}"] = timer(run, *arrays)
+                flops[f"{part}/{name} {count}"] = work
+        found[f"projector {count}"], flops[f"projector {count}"] = _projector(shape, count, dtype, timer)
+        if count < config.tokens:
+            for name, value in _merge(shape.tower.d_model, config.tokens, dtype, count, timer).items():
+                found[f"merge/{name} {count}"] = value
+    return found, flops
+
+
+def _parts(size: BlockSize, tokens: int, blocks: int) -> dict[str, tuple[Callable, tuple, int]]:
     """The parts of a block and the whole: a function, its arguments, and its operations."""
-    size = dataclasses.replace(size, dtype=config.dtype)
-    block = _cast(TransformerBlock(size, rngs=nnx.Rngs(0)), config.dtype)
+    dtype = size.dtype
+    block = _cast(TransformerBlock(size, rngs=nnx.Rngs(0)), dtype)
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((1, tokens, size.d_model)), config.dtype)
+    x = jnp.asarray(rng.standard_normal((1, tokens, size.d_model)), dtype)
     h, g, p, d = size.heads, size.groups, size.head_width, size.d_model
-    q, k, v = (jnp.asarray(rng.standard_normal((1, tokens, n, p)), config.dtype) for n in (h, g, g))
-    mixed = jnp.asarray(rng.standard_normal((1, tokens, h * p)), config.dtype)
+    q, k, v = (jnp.asarray(rng.standard_normal((1, tokens, n, p)), dtype) for n in (h, g, g))
+    mixed = jnp.asarray(rng.standard_normal((1, tokens, h * p)), dtype)
     angles = rope_angles(jnp.arange(tokens)[None], p) if size.causal else None
     pairs = tokens * (tokens + 1) // 2 if size.causal else tokens * tokens
     work = {
@@ -144,7 +156,7 @@ def _parts(size: BlockSize, tokens: int, config: Config) -> dict[str, tuple[Call
     }
 
     def chained(block, x, angles):
-        for _ in range(config.blocks):
+        for _ in range(blocks):
             x = block(x, angles=angles)[0]
         return x
 
@@ -156,22 +168,22 @@ def _parts(size: BlockSize, tokens: int, config: Config) -> dict[str, tuple[Call
         "norms": (_jit(lambda one, two, x: (one(x), two(x))), (block.norm1, block.norm2, x)),
         "block": (_jit(chained), (block, x, angles)),
     }
-    work["block"] = config.blocks * sum(work.values())
+    work["block"] = blocks * sum(work.values())
     return {name: (run, arrays, work[name]) for name, (run, arrays) in runs.items()}
 
 
-def _projector(shape: Shape, tokens: int, config: Config, timer: Callable) -> tuple[float, int]:
+def _projector(shape: Shape, tokens: int, dtype: str, timer: Callable) -> tuple[float, int]:
     d_in, d_out = shape.tower.d_model, shape.language.d_model
-    projector = _cast(Projector("mlp2x_gelu", d_in, d_out, dtype=config.dtype, rngs=nnx.Rngs(0)), config.dtype)
-    x = jnp.ones((1, tokens, d_in), config.dtype)
+    projector = _cast(Projector("mlp2x_gelu", d_in, d_out, dtype=dtype, rngs=nnx.Rngs(0)), dtype)
+    x = jnp.ones((1, tokens, d_in), dtype)
     return timer(_jit(lambda projector, x: projector(x)), projector, x), 2 * tokens * d_out * (d_in + d_out)
 
 
-def _merge(d_model: int, config: Config, m: int, timer: Callable) -> dict[str, float]:
+def _merge(d_model: int, tokens: int, dtype: str, m: int, timer: Callable) -> dict[str, float]:
     """The merge of ours, compiled and not."""
-    side = round(config.tokens**0.5)
+    side = round(tokens**0.5)
     merger = Merger(d_model, grid=(side, side), rngs=nnx.Rngs(0))
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, config.tokens, d_model)), config.dtype)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, tokens, d_model)), dtype)
     compiled = timer(_jit(lambda merger, x: merger(x, m)[:3]), merger, x)
     return {"compiled": compiled, "eager": timer(lambda x: merger(x, m)[:3], x)}
 
@@ -213,11 +225,11 @@ def _jit(function: Callable) -> Callable:
 def _milliseconds(run: Callable, *arguments: Any, repeats: int) -> float:
     """The median over calls, after two that warm up."""
     call = run(*arguments) if getattr(run, "bound", False) else functools.partial(run, *arguments)
-    times = []
+    queued, times = 1 if jax.devices()[0].platform == "cpu" else 20, []
     for _ in range(repeats + 2):
         begin = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(1e3 * (time.perf_counter() - begin))
+        jax.block_until_ready([call() for _ in range(queued)])
+        times.append(1e3 * (time.perf_counter() - begin) / queued)
     return float(np.median(times[2:]))
 
 

@@ -14,7 +14,8 @@ Recipe (device, minutes, what is expected):
     python -m experiments.vlm_scenes --tower contrastive     one H200, 9; frozen, places are lost; unfrozen they are not
     python -m experiments.vlm_scenes --size cpu              two CPU cores, under 45, no claim
 
-The ceiling is a model that is given each digit's own pixels, its color and its place. Models are kept in
+The ceiling is a model that is given each digit's own pixels, its color and its place. The same command goes on from
+where it was cut off. Models are kept in
 `--runs-dir/vlm_scenes_TOWER`, after stage 3 (`frozen`) and after stage 4 (`unfrozen`), for `experiments.token_merge`.
 """
 
@@ -44,16 +45,29 @@ SHARED = 64
 
 SIZES: dict[str, dict[str, Any]] = {
     "full": dict(
-        pictures=60_000, tests=2_000, tower_steps=2_000, align_steps=300, frozen_steps=3_000, steps=4_000, batch=256
-    ),
-    "full, contrastive": dict(
-        pictures=60_000, tests=2_000, tower_steps=2_000, align_steps=300, frozen_steps=2_000, steps=8_000, batch=256
+        pictures=60_000,
+        tests=2_000,
+        tower_steps=2_000,
+        align_steps=300,
+        frozen_steps=3_000,
+        steps=4_000,
+        batch=256,
+        chunk=50,
     ),
     "cpu": dict(
-        pictures=20_000, tests=1_000, tower_steps=1_000, align_steps=100, frozen_steps=1_500, steps=1_500, batch=64
+        pictures=20_000,
+        tests=1_000,
+        tower_steps=1_000,
+        align_steps=100,
+        frozen_steps=1_500,
+        steps=1_500,
+        batch=64,
+        chunk=50,
     ),
-    "smoke": dict(pictures=64, tests=32, tower_steps=4, align_steps=2, frozen_steps=2, steps=4, batch=8),
+    "smoke": dict(pictures=64, tests=32, tower_steps=4, align_steps=2, frozen_steps=2, steps=4, batch=8, chunk=2),
 }
+SIZES["full, contrastive"] = SIZES["full"] | dict(frozen_steps=2_000, steps=8_000)
+"""A contrastive tower has learned little about places: it needs more steps when it is free."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,22 +167,48 @@ def main(config: Config = Config()) -> dict[str, Any]:
     metrics, curves = {}, {}
     known = {"ceiling": scenes.ceilings(data, tests), "prior": scenes.priors(tests)}
 
-    curves["tower"] = _tower(config, size, model, data)
-    training = dict(arrays=data.arrays, batch=size["batch"], seed=config.seed + 1, chunk=2 if config.smoke else 50)
+    def keep(stage: str) -> Path | None:
+        steps = "_".join(str(value) for value in size.values())
+        return (
+            None if config.smoke else config.runs_dir / name / "stages" / f"{stage}_{config.learning_rate}_{steps}.npz"
+        )
+
+    curves["tower"] = _tower(config, size, model, data, keep("tower"))
+    training = dict(arrays=data.arrays, batch=size["batch"], seed=config.seed + 1, chunk=size["chunk"])
     both = ("projector", "language")
     rate = config.learning_rate
     curves["align"] = scenes.train(
-        model, caption_loss, steps=size["align_steps"], learning_rate=rate, parts=both, label="alignment", **training
+        model,
+        caption_loss,
+        steps=size["align_steps"],
+        learning_rate=rate,
+        parts=both,
+        label="alignment",
+        keep=keep("align"),
+        **training,
     )
     curves["frozen"] = scenes.train(
-        model, question_loss, steps=size["frozen_steps"], learning_rate=rate, parts=both, label="frozen", **training
+        model,
+        question_loss,
+        steps=size["frozen_steps"],
+        learning_rate=rate,
+        parts=both,
+        label="frozen",
+        keep=keep("frozen"),
+        **training,
     )
     known["frozen"] = scenes.accuracies(scenes.predictor(model), tests)
     folder = config.runs_dir / name
     vlmjax.save_pretrained(model, folder / "frozen")
     training["seed"] += 1  # type: ignore[operator]
     curves["unfrozen"] = scenes.train(
-        model, question_loss, steps=size["steps"], learning_rate=rate / 2, label="unfrozen", **training
+        model,
+        question_loss,
+        steps=size["steps"],
+        learning_rate=rate / 2,
+        label="unfrozen",
+        keep=keep("unfrozen"),
+        **training,
     )
     known["unfrozen"] = scenes.accuracies(scenes.predictor(model), tests)
     known["blank"] = scenes.accuracies(scenes.predictor(model, blank=True), tests)
@@ -192,7 +232,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     return report
 
 
-def _tower(config: Config, size: dict[str, Any], model: Llava, data: scenes.Split) -> dict[str, Any]:
+def _tower(config: Config, size: dict[str, Any], model: Llava, data: scenes.Split, keep: Path | None) -> dict[str, Any]:
     """Stage 1; the tower is the model's own."""
     rngs = nnx.Rngs(config.seed + 100)
     module = Labeler(model.vision, rngs=rngs) if config.tower == "dense" else Captioner(model.vision, rngs=rngs)
@@ -205,8 +245,9 @@ def _tower(config: Config, size: dict[str, Any], model: Llava, data: scenes.Spli
         batch=min(batch, size["pictures"]),
         learning_rate=config.learning_rate,
         seed=config.seed,
-        chunk=2 if config.smoke else 50,
+        chunk=size["chunk"],
         label=f"tower, {config.tower}",
+        keep=keep,
     )
 
 

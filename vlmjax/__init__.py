@@ -14,12 +14,24 @@ from ssmjax import __version__
 
 if TYPE_CHECKING:
     from vlmjax.create import create_model, list_models, load_pretrained, save_pretrained
+    from vlmjax.saving import load_merger, save_merger
     from vlmjax.training import train_merger
 
-__all__ = ["__version__", "create_model", "list_models", "load_pretrained", "save_pretrained", "train_merger"]
+__all__ = [
+    "__version__",
+    "create_model",
+    "list_models",
+    "load_merger",
+    "load_pretrained",
+    "save_merger",
+    "save_pretrained",
+    "train_merger",
+]
 
 _HOMES = dict.fromkeys(("create_model", "list_models", "load_pretrained", "save_pretrained"), "vlmjax.create") | {
-    "train_merger": "vlmjax.training"
+    "load_merger": "vlmjax.saving",
+    "save_merger": "vlmjax.saving",
+    "train_merger": "vlmjax.training",
 }
 _SUBMODULES = ("checkpoints", "layers", "metrics", "models", "ops", "processing", "training")
 

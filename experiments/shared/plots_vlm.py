@@ -11,7 +11,9 @@ from ssmjax.data.synthetic import COLORS, QUESTION_TYPES, SCENE_VOCABULARY
 
 __all__ = [
     "METHOD_COLORS",
+    "draw_maps",
     "draw_merge_classifier",
+    "draw_merge_method",
     "draw_merge_speed",
     "draw_scenes",
     "draw_token_merge",
@@ -94,6 +96,9 @@ METHOD_COLORS = {
     "attention": "#559e83",
     "prune": "#8c6d4f",
     "resampler": "#5ab4c5",
+    "shrunk": "#d68fb5",
+    "adapter": "#a3b86c",
+    "ours, KL": "#6f94cf",
     "ours": "#1f4e9c",
 }
 
@@ -150,7 +155,7 @@ def draw_merge_classifier(results: Path, figure: Path) -> None:
 
 
 def draw_token_merge(results: Path, figure: Path) -> None:
-    """Draws accuracy and divergence against the number of visual tokens.
+    """Draws accuracy and divergence against the visual tokens and the time, and merge maps, groups as colors.
 
     Args:
         results: A JSON file as `experiments.token_merge` writes it.
@@ -162,37 +167,70 @@ def draw_token_merge(results: Path, figure: Path) -> None:
     import matplotlib.pyplot as plt
 
     record = json.loads(Path(results).read_text())
-    metrics = record["metrics"]
+    metrics, maps = record["metrics"], record.get("maps") or {}
     methods: dict[str, list[int]] = {}
     for name in metrics:
         row, _, kind = name.partition("/")
         method, _, m = row.rpartition(" ")
         if kind == "kl" and "no size" not in method:
             methods.setdefault(method, []).append(int(m))
-    fig, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    others = plt.get_cmap("Greys")(np.linspace(0.35, 0.7, 4))
-    spare = iter(others)
-    for method, budgets in methods.items():
-        budgets = sorted(budgets)
+    fig = plt.figure(figsize=(12, 6.6 if maps else 4), layout="constrained")
+    grid = fig.add_gridspec(2 if maps else 1, 3, height_ratios=(1.9, 1) if maps else (1,))
+    axes = [fig.add_subplot(grid[0, i]) for i in range(3)]
+    spare = iter(plt.get_cmap("Greys")(np.linspace(0.35, 0.7, 4)))
+    for method, found in methods.items():
+        budgets = sorted(found)
         color = METHOD_COLORS.get(method)
         color = next(spare, "#999999") if color is None else color
         style = dict(color=color, marker="o", ms=4, lw=2.2 if method == "ours" else 1.2)
-        for axis, kind, scale in ((axes[0], "accuracy", 100), (axes[1], "kl", 1)):
-            found = [metrics[f"{method} {m}/{kind}"] for m in budgets]
-            spread = [scale * (each["spread"] or 0) for each in found]
-            axis.errorbar(budgets, [scale * each["mean"] for each in found], spread, label=method, **style)
+        rows = {kind: [metrics[f"{method} {m}/{kind}"] for m in budgets] for kind in ("accuracy", "kl", "ms")}
+        accuracy = [100 * each["mean"] for each in rows["accuracy"]]
+        spread = [100 * (each["spread"] or 0) for each in rows["accuracy"]]
+        axes[0].errorbar(budgets, accuracy, spread, label=method, **style)
+        kl = [each["mean"] for each in rows["kl"]]
+        axes[1].errorbar(budgets, kl, [each["spread"] or 0 for each in rows["kl"]], **style)
+        axes[2].plot([each["mean"] for each in rows["ms"]], accuracy, **style)
     axes[0].axhline(100 * record["teacher"]["accuracy"], color="#333333", lw=0.8, ls=":", label="all 144 tokens")
     axes[0].set(ylabel="accuracy (%)")
     axes[1].set(ylabel="divergence of the answers (nats)", yscale="log")
-    for axis in axes:
+    axes[2].set(ylabel="accuracy (%)", xlabel="ms a batch of 125 pictures")
+    for axis in axes[:2]:
         axis.set(xlabel="visual tokens", xscale="log")
         axis.set_xticks(budgets, [str(m) for m in budgets])
         axis.minorticks_off()
+    for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, frameon=False, ncols=2)
+    if maps:
+        draw_maps(fig, grid[1, :], maps)
     figure.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(figure, dpi=130)
     plt.close(fig)
+
+
+def draw_maps(fig: Any, place: Any, maps: dict[str, Any]) -> None:
+    """Draws pictures, and over each which merged token its patches went to, at each budget.
+
+    Args:
+        fig: The figure.
+        place: Where in it: a cell of a grid.
+        maps: `images`, and for each budget the `groups` (b 12 12).
+    """
+    import matplotlib.pyplot as plt
+
+    images, palette = decode_images(maps["images"]), plt.get_cmap("tab20")
+    budgets = [m for m in ("36", "16", "9", "4") if m in maps["groups"]] or list(maps["groups"])
+    shown = [(image, m) for image in range(min(2, len(images))) for m in (None, *budgets)]
+    grid = place.subgridspec(1, len(shown))
+    for i, (image, m) in enumerate(shown):
+        axis = fig.add_subplot(grid[0, i])
+        axis.imshow(images[image])
+        axis.axis("off")
+        axis.set_title("picture" if m is None else f"{m} tokens", fontsize=8)
+        if m is not None:
+            groups = np.asarray(maps["groups"][m][image])
+            colors = palette((groups * 7) % 20)[..., :3]
+            axis.imshow(np.kron(colors, np.ones((4, 4, 1))), alpha=0.6)
 
 
 def draw_merge_speed(results: Path, figure: Path) -> None:
@@ -209,22 +247,85 @@ def draw_merge_speed(results: Path, figure: Path) -> None:
 
     record = json.loads(Path(results).read_text())
     metrics, config = record["metrics"], record["config"]
+    dtype = config["dtypes"][-1]
     counts = [config["tokens"], *config["budgets"]]
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     shades = ("#1f4e9c", "#559e83", "#8fb1d9", "#e0a030", "#bbbbbb")
     for axis, part in zip(axes, ("tower", "language"), strict=True):
         below = np.zeros(len(counts))
         for name, color in zip(("qkv", "attention", "output", "mlp", "norms"), shades, strict=True):
-            heights = np.array([metrics[f"{part}/{name} {count}"]["mean"] for count in counts])
+            heights = np.array([metrics[f"{dtype}/{part}/{name} {count}"]["mean"] for count in counts])
             axis.bar(range(len(counts)), heights, bottom=below, color=color, label=name, width=0.6)
             below += heights
-        whole = [metrics[f"{part}/block {count}"]["mean"] for count in counts]
+        whole = [metrics[f"{dtype}/{part}/block {count}"]["mean"] for count in counts]
         axis.plot(range(len(counts)), whole, "k_", ms=26, mew=2, label="the whole block")
         axis.set(
-            xticks=range(len(counts)), xticklabels=counts, xlabel="visual tokens", ylabel="ms", title=f"{part} block"
+            xticks=range(len(counts)),
+            xticklabels=counts,
+            xlabel="visual tokens",
+            ylabel="ms",
+            title=f"{part} block, {dtype}",
         )
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8, frameon=False)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(figure, dpi=130)
+    plt.close(fig)
+
+
+def draw_merge_method(results: Path, figure: Path) -> None:
+    """Draws the steps of the anchored merge on one picture, and what is answered with all tokens and with few.
+
+    Args:
+        results: A JSON file as `experiments.token_merge_method` writes it.
+        figure: Where the PNG goes.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    example = json.loads(Path(results).read_text())["example"]
+    (image,) = decode_images(example["image"])
+    groups, anchors, sizes = (np.asarray(example[name]) for name in ("groups", "anchors", "sizes"))
+    m = len(anchors)
+    palette = plt.get_cmap("tab20")((np.arange(m) * 7) % 20)[:, :3]
+    fig = plt.figure(figsize=(13, 4.6), layout="constrained")
+    grid = fig.add_gridspec(2, 5, height_ratios=(2.2, 1), width_ratios=(1, 1, 1, 1, 1.1))
+    axes = [fig.add_subplot(grid[0, i]) for i in range(5)]
+    for axis in axes[:1] + axes[2:4]:
+        axis.imshow(image)
+    for at in np.arange(0, 49, 4) - 0.5:
+        axes[0].axhline(at, color="white", lw=0.3)
+        axes[0].axvline(at, color="white", lw=0.3)
+    axes[0].set_title("the tower: 144 tokens", fontsize=10)
+    axes[1].imshow(example["score"], cmap="viridis")
+    axes[1].set_title("1. a score: how much is each\nan anchor?", fontsize=10)
+    for color, place in zip(palette, anchors, strict=True):
+        y, x = divmod(int(place), 12)
+        axes[2].add_patch(plt.Rectangle((4 * x - 0.5, 4 * y - 0.5), 4, 4, fill=False, ec=color, lw=2))
+    axes[2].set_title(f"2. the {m} best are anchors", fontsize=10)
+    axes[3].imshow(np.kron(palette[groups], np.ones((4, 4, 1))), alpha=0.65)
+    axes[3].set_title("3. each token joins the anchor\nit is most like", fontsize=10)
+    for axis in axes[:4]:
+        axis.axis("off")
+    axes[4].barh(np.arange(m), sizes, color=palette)
+    axes[4].invert_yaxis()
+    axes[4].set(yticks=[], xscale="log", xlabel="size S; attention adds log S")
+    axes[4].set_title(f"4. {m} means, which count\nas what they stand for", fontsize=10)
+    axes[4].spines[["top", "right"]].set_visible(False)
+    axis = fig.add_subplot(grid[1, :])
+    axis.axis("off")
+    rows = [
+        [question_text(question), *(SCENE_VOCABULARY[answer] for answer in (right, whole, merged)), f"{sure:.2f}"]
+        for question, right, whole, merged, sure in zip(
+            *(example[name] for name in ("questions", "answers", "whole", "merged", "sure")), strict=True
+        )
+    ]
+    heads = ["question", "right", "with 144 tokens", f"with {m}", "probability"]
+    table = axis.table(rows, colLabels=heads, loc="center", cellLoc="left", edges="horizontal")
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
     figure.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(figure, dpi=130)
     plt.close(fig)

@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +30,8 @@ __all__ = [
     "load",
     "normalized",
     "priors",
+    "restored",
+    "store",
     "train",
 ]
 
@@ -119,6 +123,7 @@ def train(
     weight_decay: float = 0.02,
     chunk: int = 50,
     label: str = "",
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Trains a module in place: AdamW with a warm-up and a cosine, `chunk` steps to a compiled call.
 
@@ -136,6 +141,7 @@ def train(
         weight_decay: Of AdamW.
         chunk: Steps to a compiled call.
         label: What to call it in the progress.
+        keep: A file in which the training is kept every 20 chunks; where there is one, it goes on from there.
 
     Returns:
         The loss of every chunk, and the seconds, with and without compiling.
@@ -165,16 +171,36 @@ def train(
 
     params = jax.tree.map(jnp.copy, params)  # the module keeps its own until the end
     state, start, losses = optimizer.init(params), time.time(), []
-    compiled = start
-    for first in range(0, steps, chunk):
+    if keep is not None and keep.is_file():
+        (params, state), losses = restored(keep, (params, state))
+    compiled, begin = start, len(losses) * chunk
+    for first in range(begin, steps, chunk):
         params, state, value = run(params, state, rest, arrays, first)
         losses.append(float(value))
-        compiled = time.time() if first == 0 else compiled
+        compiled = time.time() if first == begin else compiled
+        if keep is not None and (first + chunk >= steps or (first // chunk + 1) % 20 == 0):
+            store(keep, (params, state), losses)
         if first // chunk % 10 == 0 or first + chunk >= steps:
             print(f"{label}: step {min(first + chunk, steps)} of {steps}, loss {losses[-1]:.3f}", flush=True)
     nnx.update(module, params)
     end = time.time()
     return {"losses": losses, "seconds": end - start, "seconds_without_first_chunk": end - compiled}
+
+
+def store(file: Path, tree: Any, losses: Sequence[float] = ()) -> None:
+    """Writes the arrays of a tree, and losses, under another name first, so that there is never half of a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    temporary = file.with_name(f"{file.stem}.{os.getpid()}.npz")
+    np.savez(temporary, losses=np.asarray(losses, np.float64), **arrays)  # type: ignore[arg-type]
+    temporary.replace(file)
+
+
+def restored(file: Path, tree: Any) -> tuple[Any, list[float]]:
+    """What `store` wrote, in the form of `tree`, and the losses."""
+    with np.load(file) as kept:
+        leaves = [jnp.asarray(kept[str(i)]) for i in range(len(kept.files) - 1)]
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves), kept["losses"].tolist()
 
 
 def accuracies(

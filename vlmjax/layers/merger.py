@@ -45,6 +45,8 @@ class Merger(nnx.Module):
         hidden: The width of `h`.
         prune: Drops what is no anchor in place of merging it, with the same heads: learned selection, to compare with.
         residual: Without it, scores are `D_v h` alone and similarities those of `D_e h`: an ablation.
+        adapt: Adds to each merged token a small network's output, `y + D_o gelu(W [norm y, log size])`, zero at first:
+            a mean of tokens is not a token that the language model has seen.
         rngs: Source of the initial values.
 
     Raises:
@@ -65,9 +67,10 @@ class Merger(nnx.Module):
         hidden: int = 64,
         prune: bool = False,
         residual: bool = True,
+        adapt: bool = False,
         rngs: nnx.Rngs,
     ):
-        errors.require_flags("Merger", prune=prune, residual=residual)
+        errors.require_flags("Merger", prune=prune, residual=residual, adapt=adapt)
         self.grid, self.prune, self.residual = grid, prune, residual
         self.norm = LayerNorm(d_model)
         self.up = linear(d_model + (0 if grid is None else 4 * WAVES), hidden, use_bias=True, dtype=None, rngs=rngs)
@@ -78,6 +81,7 @@ class Merger(nnx.Module):
         self.to_gain = linear(hidden, 1, scale=0.0, **options)
         self.to_weight = linear(hidden, 1, scale=0.0, **options)
         self.mix = parameter(jnp.ones((2,)), "scale")
+        self.adapter = Adapter(d_model, hidden, rngs=rngs) if adapt else None
 
     def __call__(self, x: Float[Array, "b n d"], m: int) -> MergeState:
         """Merges down to `m` tokens: the hard form, for use.
@@ -90,7 +94,7 @@ class Merger(nnx.Module):
         if self.prune:
             m = check_budget("Merger", m, x.shape[1])
             return select_tokens(x, top_tokens(score, m))
-        return anchored_merge(x, e, score, m, weight=weight)
+        return self._adapted(anchored_merge(x, e, score, m, weight=weight))
 
     def soft(
         self, x: Float[Array, "b n d"], m: int | Array, *, temperature: float | Array, sharpness: float | Array
@@ -105,7 +109,8 @@ class Merger(nnx.Module):
         """
         e, score, weight = self.heads(x)
         if not self.prune:
-            return soft_anchored_merge(x, e, score, m, temperature=temperature, sharpness=sharpness, weight=weight)
+            options = dict(temperature=temperature, sharpness=sharpness, weight=weight)
+            return self._adapted(soft_anchored_merge(x, e, score, m, **options))
         alpha = soft_top_k(score, m, temperature)
         n = x.shape[1]
         places = jnp.broadcast_to(jnp.arange(n)[None], alpha.shape)
@@ -135,6 +140,29 @@ class Merger(nnx.Module):
         score = (score - score.mean(-1, keepdims=True)) / spread
         log_weight = jnp.clip(self.to_weight(h)[..., 0], -LARGEST_LOG_WEIGHT, LARGEST_LOG_WEIGHT)
         return e, score, jnp.exp(log_weight)
+
+    def _adapted(self, state: MergeState) -> MergeState:
+        return state if self.adapter is None else state._replace(tokens=self.adapter(state.tokens, state.size))
+
+
+class Adapter(nnx.Module):
+    """What `Merger(adapt=True)` adds to merged tokens; see there.
+
+    Args:
+        d_model: The width of a token.
+        hidden: That of the layer between.
+        rngs: Source of the initial values.
+    """
+
+    def __init__(self, d_model: int, hidden: int, *, rngs: nnx.Rngs):
+        self.norm = LayerNorm(d_model)
+        self.up = linear(d_model + 1, hidden, use_bias=True, dtype=None, rngs=rngs)
+        self.down = linear(hidden, d_model, use_bias=True, scale=0.0, dtype=None, rngs=rngs)
+
+    def __call__(self, y: Float[Array, "b m d"], size: Float[Array, "b m"]) -> Float[jax.Array, "b m d"]:
+        """`y` and what is added to it; no token has a size below a hundredth here."""
+        h = jnp.concatenate([self.norm(y).astype(jnp.float32), jnp.log(jnp.maximum(size, 0.01))[..., None]], axis=-1)
+        return y + self.down(jax.nn.gelu(self.up(h))).astype(y.dtype)
 
 
 class Resampler(nnx.Module):

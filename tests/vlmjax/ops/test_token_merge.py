@@ -138,6 +138,15 @@ def test_equal_tokens_have_one_anchor():
     np.testing.assert_allclose(ops.unmerge(state.tokens, state.assign), x)
 
 
+def test_two_equal_tokens_merged_attend_as_two():
+    q, k, v = (jnp.asarray(np.random.default_rng(i).standard_normal((1, 5, 2, 4)), jnp.float32) for i in range(3))
+    k, v = (x.at[:, 3].set(x[:, 1]) for x in (k, v))
+    whole = ops.attention(q, k, v)
+    kept = np.array([0, 1, 2, 4])
+    merged = ops.attention(q, k[:, kept], v[:, kept], bias=jnp.log(jnp.array([[1.0, 2.0, 1.0, 1.0]])))
+    np.testing.assert_allclose(merged, whole, atol=5e-7)
+
+
 def test_low_precision_merges_in_float32():
     x = tokens().astype(jnp.bfloat16)
     state = ops.density_anchors(x, 4)
