@@ -22,7 +22,8 @@ import optax
 from flax import nnx
 
 import vlmjax
-from experiments.shared import common, easy_vqa, scenes
+from experiments.shared import common, easy_vqa, plots_vlm, scenes
+from experiments.shared.plots import encode_images
 from ssmjax.training.report import make_report, render_table, write_report
 from vlmjax.models import Llava
 
@@ -80,14 +81,17 @@ def main(config: Config = Config()) -> dict[str, Any]:
         runs.append({"seed": seed, "seconds": time.time() - begin, "metrics": metrics})
     report = make_report(
         NAME,
-        command=common.command(NAME, config, Config()),
+        command=common.command(NAME, dataclasses.replace(config, data=Config().data), Config()),
         config=dataclasses.asdict(config) | {"data": "", "out_dir": ""},
         runs=runs,
         data={"name": "easy-VQA", "sha256": data.sha256, "train": 38_575, "test": int(data.test.counts.sum())},
         curves=curves,
         parameters=sum(v.size for v in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        examples=_examples(model, data),
     )
-    write_report(common.result_paths(config.out_dir, NAME)[0], report)
+    results, figure = common.result_paths(config.out_dir, NAME)
+    write_report(results, report)
+    plots_vlm.draw_easy_vqa(results, figure)
     print(render_table(report))
     return report
 
@@ -142,6 +146,25 @@ def accuracies(model: Llava, part: easy_vqa.Part, data: easy_vqa.EasyVQA, *, bla
         found[kind] = float(right[np.isin(words, listed)].mean())
     others = ~np.isin(words, [word for listed in kinds.values() for word in listed])
     return found | {"color": float(right[others].mean())}
+
+
+def _examples(model: Llava, data: easy_vqa.EasyVQA) -> dict[str, Any]:
+    """Four test pictures with up to three questions, the answers given and the right ones, in words."""
+    part, found = data.test, []
+    definition, state = nnx.split(model)
+    count = min(4, len(part.images))
+    for i in range(count):
+        asked = part.questions[i, : min(3, part.counts[i])]
+        given = np.asarray(_predict(definition, False, state, np.repeat(part.images[i][None], len(asked), 0), asked))
+        texts = [" ".join(data.words[word] for word in question if word) for question in asked]
+        found.append(
+            [list(row) for row in zip(texts, _words(data, given), _words(data, part.answers[i]), strict=False)]
+        )
+    return {"images": encode_images(part.images[:count]), "asked": found}
+
+
+def _words(data: easy_vqa.EasyVQA, tokens: np.ndarray) -> list[str]:
+    return [data.words[token] if token < len(data.words) else "-" for token in tokens]
 
 
 def _predict(definition, blank: bool, state, images, questions):

@@ -18,6 +18,7 @@ before and after, and with the merge at each budget. The tuned model is in `--sa
 
 import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,7 +137,12 @@ def main(config: Config = Config()) -> dict[str, Any]:
         command=common.command(NAME, config, Config()),
         config=dataclasses.asdict(config) | {"out_dir": "", "save": "", "data": config.data.name, "images": ""},
         runs=[{"seed": config.seed, "seconds": time.time() - begin, "metrics": metrics}],
-        data={"name": config.data.name, "train": len(seen), "test": len(kept)},
+        data={
+            "name": config.data.name,
+            "sha256": hashlib.sha256(config.data.read_bytes()).hexdigest(),
+            "train": len(seen),
+            "test": len(kept),
+        },
         curve=curve,
     )
     write_report(common.result_paths(config.out_dir, NAME)[0], report)

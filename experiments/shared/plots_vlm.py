@@ -11,6 +11,7 @@ from ssmjax.data.synthetic import COLORS, QUESTION_TYPES, SCENE_VOCABULARY
 
 __all__ = [
     "METHOD_COLORS",
+    "draw_easy_vqa",
     "draw_maps",
     "draw_merge_classifier",
     "draw_merge_method",
@@ -83,6 +84,39 @@ def draw_scenes(results: Path, figure: Path) -> None:
         right = "" if given == wanted else f" (not {wanted})"
         axis.set_title(f"{question_text(examples['questions'][i])}\n{given}{right}", fontsize=9)
         axis.axis("off")
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(figure, dpi=130)
+    plt.close(fig)
+
+
+def draw_easy_vqa(results: Path, figure: Path) -> None:
+    """Draws accuracies by kind of answer, and pictures with questions and answers.
+
+    Args:
+        results: A JSON file as `experiments.vlm_easy_vqa` writes it.
+        figure: Where the PNG goes.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    record = json.loads(Path(results).read_text())
+    metrics, examples = record["metrics"], record["examples"]
+    images, kinds = decode_images(examples["images"]), ("all", "yes or no", "shape", "color")
+    fig, axes = plt.subplots(1, 1 + len(images), figsize=(3 + 2.4 * len(images), 3.2), layout="constrained")
+    for i, (row, label, color) in enumerate((("blank", "picture blank", "#bbbbbb"), ("test", "with it", "#3b6fb6"))):
+        found = [metrics[f"{row}/{kind}"] for kind in kinds]
+        heights, spread = ([100 * (each[name] or 0) for each in found] for name in ("mean", "spread"))
+        axes[0].bar(np.arange(len(kinds)) + 0.4 * i - 0.2, heights, 0.38, yerr=spread, color=color, label=label)
+    axes[0].set(xticks=range(len(kinds)), xticklabels=kinds, ylabel="accuracy (%)", ylim=(0, 112))
+    axes[0].legend(fontsize=7, frameon=False, ncols=2, loc="upper center")
+    axes[0].spines[["top", "right"]].set_visible(False)
+    for axis, image, asked in zip(axes[1:], images, examples["asked"], strict=True):
+        axis.imshow(image)
+        axis.axis("off")
+        lines = [f"{text} {given}" + ("" if given == right else f" (not {right})") for text, given, right in asked]
+        axis.set_title("\n".join(lines), fontsize=7)
     figure.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(figure, dpi=130)
     plt.close(fig)

@@ -108,6 +108,7 @@ def test_easy_vqa_is_read(tmp_path):
 def test_easy_vqa_runs(tmp_path):
     config = vlm_easy_vqa.Config(data=_archive(tmp_path), smoke=True, seeds=(0,), out_dir=tmp_path)
     assert set(vlm_easy_vqa.main(config)["metrics"]) >= {"test/all", "blank/all", "test/shape"}
+    assert (tmp_path / "figures" / "vlm_easy_vqa.png").is_file()
 
 
 def _conversations(tmp_path, entries):
