@@ -34,6 +34,7 @@ import vlmjax
 from experiments.shared import common, conversations
 from ssmjax import errors
 from ssmjax.training.report import make_report, render_table, write_report
+from vlmjax.layers import Merger
 from vlmjax.models import Llava
 from vlmjax.processing import CHATS
 from vlmjax.training import llava_answers
@@ -111,27 +112,8 @@ def main(config: Config = Config()) -> dict[str, Any]:
         metrics |= {f"after/{kind}": value for kind, value in _scores(model, data, kept, config, None).items()}
         vlmjax.save_pretrained(model, config.save / "model")
     if "merger" in config.train:
-        side = round(model.config.tokens_per_image**0.5)
-        merger = vlmjax.layers.Merger(
-            model.config.vision.d_model * len(model.config.layers),
-            grid=(side, side) if side**2 == model.config.tokens_per_image else None,
-            adapt=True,
-            rngs=nnx.Rngs(config.seed),
-        )
-        merger, merger_curve = vlmjax.train_merger(
-            model,
-            _batches(data, seen, config),
-            budgets=config.budgets,
-            steps=config.merger_steps,
-            learning_rate=config.merger_rate,
-            merger=merger,
-            seed=config.seed,
-        )
-        curve |= {f"merger {name}": values for name, values in merger_curve.items()}
-        for m in config.budgets:
-            found = _scores(model, data, kept, config, merger, m)
-            metrics |= {f"{m} tokens/{kind}": value for kind, value in found.items()}
-        vlmjax.save_merger(merger, config.save / "merger")
+        curves, found = _merge(model, data, seen, kept, config)
+        curve, metrics = curve | curves, metrics | found
     report = make_report(
         NAME,
         command=common.command(NAME, config, Config()),
@@ -148,6 +130,32 @@ def main(config: Config = Config()) -> dict[str, Any]:
     write_report(common.result_paths(config.out_dir, NAME)[0], report)
     print(render_table(report))
     return report
+
+
+def _merge(model: Llava, data: conversations.Conversations, seen, kept, config: Config):
+    """Trains a merger for the model as it is, and saves it: its curves, and the scores at each budget."""
+    side = round(model.config.tokens_per_image**0.5)
+    merger = Merger(
+        model.config.vision.d_model * len(model.config.layers),
+        grid=(side, side) if side**2 == model.config.tokens_per_image else None,
+        adapt=True,
+        rngs=nnx.Rngs(config.seed),
+    )
+    merger, curve = vlmjax.train_merger(
+        model,
+        _batches(data, seen, config),
+        budgets=config.budgets,
+        steps=config.merger_steps,
+        learning_rate=config.merger_rate,
+        merger=merger,
+        seed=config.seed,
+    )
+    vlmjax.save_merger(merger, config.save / "merger")
+    metrics = {}
+    for m in config.budgets:
+        found = _scores(model, data, kept, config, merger, m)
+        metrics |= {f"{m} tokens/{kind}": value for kind, value in found.items()}
+    return {f"merger {name}": values for name, values in curve.items()}, metrics
 
 
 def _tokenizer(config: Config) -> Any:

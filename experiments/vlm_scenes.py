@@ -66,7 +66,7 @@ SIZES: dict[str, dict[str, Any]] = {
     ),
     "smoke": dict(pictures=64, tests=32, tower_steps=4, align_steps=2, frozen_steps=2, steps=4, batch=8, chunk=2),
 }
-SIZES["full, contrastive"] = SIZES["full"] | dict(frozen_steps=2_000, steps=8_000)
+SIZES["full, contrastive"] = SIZES["full"] | dict(frozen_steps=1_500, steps=6_000)
 """A contrastive tower has learned little about places: it needs more steps when it is free."""
 
 
@@ -164,56 +164,11 @@ def main(config: Config = Config()) -> dict[str, Any]:
     data = scenes.load(size["pictures"], seed=1, split="train")
     tests = scenes.load(size["tests"], seed=2, split="test")
     model = vlmjax.create_model("llava_scenes", seed=config.seed)
-    metrics, curves = {}, {}
     known = {"ceiling": scenes.ceilings(data, tests), "prior": scenes.priors(tests)}
-
-    def keep(stage: str) -> Path | None:
-        steps = "_".join(str(value) for value in size.values())
-        return (
-            None if config.smoke else config.runs_dir / name / "stages" / f"{stage}_{config.learning_rate}_{steps}.npz"
-        )
-
-    curves["tower"] = _tower(config, size, model, data, keep("tower"))
-    training = dict(arrays=data.arrays, batch=size["batch"], seed=config.seed + 1, chunk=size["chunk"])
-    both = ("projector", "language")
-    rate = config.learning_rate
-    curves["align"] = scenes.train(
-        model,
-        caption_loss,
-        steps=size["align_steps"],
-        learning_rate=rate,
-        parts=both,
-        label="alignment",
-        keep=keep("align"),
-        **training,
-    )
-    curves["frozen"] = scenes.train(
-        model,
-        question_loss,
-        steps=size["frozen_steps"],
-        learning_rate=rate,
-        parts=both,
-        label="frozen",
-        keep=keep("frozen"),
-        **training,
-    )
-    known["frozen"] = scenes.accuracies(scenes.predictor(model), tests)
-    folder = config.runs_dir / name
-    vlmjax.save_pretrained(model, folder / "frozen")
-    training["seed"] += 1  # type: ignore[operator]
-    curves["unfrozen"] = scenes.train(
-        model,
-        question_loss,
-        steps=size["steps"],
-        learning_rate=rate / 2,
-        label="unfrozen",
-        keep=keep("unfrozen"),
-        **training,
-    )
-    known["unfrozen"] = scenes.accuracies(scenes.predictor(model), tests)
+    curves, found = _stages(config, size, model, data, tests, config.runs_dir / name)
+    known |= found
     known["blank"] = scenes.accuracies(scenes.predictor(model, blank=True), tests)
     known["question alone"] = scenes.accuracies(_without_picture(model), tests)
-    vlmjax.save_pretrained(model, folder / "unfrozen")
     metrics = {f"{row}/{kind}": value for row, columns in known.items() for kind, value in columns.items()}
     report = make_report(
         name,
@@ -230,6 +185,40 @@ def main(config: Config = Config()) -> dict[str, Any]:
     plots_vlm.draw_scenes(results, figure)
     print(render_table(report))
     return report
+
+
+def _stages(config: Config, size: dict[str, Any], model: Llava, data: scenes.Split, tests: scenes.Split, folder: Path):
+    """The four stages, in place: their curves, and the accuracies with the tower frozen and unfrozen."""
+
+    def keep(stage: str) -> Path | None:
+        steps = "_".join(str(value) for value in size.values())
+        return None if config.smoke else folder / "stages" / f"{stage}_{config.learning_rate}_{steps}.npz"
+
+    def learn(loss, stage: str, steps: str, rate: float, seed: int, parts=None) -> dict[str, Any]:
+        return scenes.train(
+            model,
+            loss,
+            data.arrays,
+            steps=size[steps],
+            batch=size["batch"],
+            learning_rate=rate,
+            seed=config.seed + seed,
+            parts=parts,
+            chunk=size["chunk"],
+            label=stage,
+            keep=keep(stage),
+        )
+
+    both, rate = ("projector", "language"), config.learning_rate
+    curves, known = {"tower": _tower(config, size, model, data, keep("tower"))}, {}
+    curves["align"] = learn(caption_loss, "alignment", "align_steps", rate, 1, both)
+    curves["frozen"] = learn(question_loss, "frozen", "frozen_steps", rate, 1, both)
+    known["frozen"] = scenes.accuracies(scenes.predictor(model), tests)
+    vlmjax.save_pretrained(model, folder / "frozen")
+    curves["unfrozen"] = learn(question_loss, "unfrozen", "steps", rate / 2, 2)
+    known["unfrozen"] = scenes.accuracies(scenes.predictor(model), tests)
+    vlmjax.save_pretrained(model, folder / "unfrozen")
+    return curves, known
 
 
 def _tower(config: Config, size: dict[str, Any], model: Llava, data: scenes.Split, keep: Path | None) -> dict[str, Any]:
