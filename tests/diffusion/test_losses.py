@@ -12,6 +12,7 @@ from flax import nnx
 import ssmjax
 from ssmjax.diffusion import diffusion_loss, flow_loss, hybrid_terms, linear_schedule
 from ssmjax.diffusion.losses import _log_likelihood
+from tests.layers import quick
 
 SCHEDULE = linear_schedule()
 
@@ -83,13 +84,19 @@ def test_losses_fall_in_training_steps():
         )
         optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
 
-        @nnx.jit
-        def step(model, optimizer, key, loss=loss):
-            value, gradient = nnx.value_and_grad(lambda model: loss(model, batch, key)[0])(model)
-            optimizer.update(model, gradient)
-            return value
+        definition, state = nnx.split((model, optimizer))
 
-        values = [float(step(model, optimizer, jax.random.key(i))) for i in range(100)]
+        @quick.jit
+        def run(state, keys, definition=definition, loss=loss):
+            def step(state, key):
+                model, optimizer = nnx.merge(definition, state)
+                value, gradient = nnx.value_and_grad(lambda model: loss(model, batch, key)[0])(model)
+                optimizer.update(model, gradient)
+                return nnx.state((model, optimizer)), value
+
+            return jax.lax.scan(step, state, keys)[1]
+
+        values = run(state, jax.vmap(jax.random.key)(jnp.arange(100)))
         assert np.mean(values[-20:]) < 0.5 * np.mean(values[:5])
 
 

@@ -54,9 +54,15 @@ def alone(layer, u, ids, mask=None, **options):
     return sum(np.where(here[..., None], call(parameters, u, here), 0) for here in each)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("(" in n or n == "lru")) for n in MIXERS])
-def test_packed_and_chunked(name):
-    """Whole, in chunks that are cut at every place, and token by token: each sequence as if it were alone."""
+@pytest.mark.parametrize(
+    ("name", "cuts"),
+    [
+        *(pytest.param(n, (5,), marks=[pytest.mark.slow] * ("(" in n or n == "lru")) for n in MIXERS),
+        *(pytest.param(n, (2, 8, 9), marks=pytest.mark.slow) for n in MIXERS),
+    ],
+)
+def test_packed_and_chunked(name, cuts):
+    """Whole, in chunks that are cut inside and between sequences, and token by token: each as if it were alone."""
     layer = make(name)
     assert isinstance(layer, Mixer)
     definition, parameters = nnx.split(layer)
@@ -65,7 +71,7 @@ def test_packed_and_chunked(name):
     def run(parameters, u, ids):
         layer = nnx.merge(definition, parameters)
         results = [layer(u, segment_ids=ids)]
-        for cut in (2, 5, 8, 9):
+        for cut in cuts:
             first, state = layer(u[:, :cut], segment_ids=ids[:, :cut], return_state=True)
             second = layer(u[:, cut:], segment_ids=ids[:, cut:], state=state)
             results.append(jnp.concatenate([first, second], axis=1))

@@ -5,7 +5,7 @@ import dataclasses
 import ssmjax
 from ssmjax.models import registry
 
-__all__ = ["DISTINCT", "NAMES", "OTHERS"]
+__all__ = ["DISTINCT", "FIRST", "NAMES", "OTHERS"]
 
 NAMES = [
     name
@@ -26,3 +26,5 @@ def _distinct_when_tiny() -> list[str]:
 
 DISTINCT = _distinct_when_tiny()
 OTHERS = [name for name in NAMES if name not in DISTINCT]
+FIRST = list({registry.family_of(ssmjax.model_config(name)): name for name in reversed(DISTINCT)}.values())
+"""One model of each family."""

@@ -19,13 +19,27 @@ def test_there_are_dumps_of_every_family():
     assert len(DUMPS) - len(descriptions) == len(harness.bundles)
 
 
-SLOW = {"vmamba", "mambavision", "vlm"}
+SLOW = {"dis", "mambavision", "tome", "vlm", "vmamba"}
 """Folders of models that take long to compile; `make test-parity` checks them too."""
+
+SLOW_DUMPS = {
+    "hf_falcon_mamba",
+    "hf_mamba2_limit",
+    "official_mamba1_bias",
+    "official_mamba2_groups",
+    "vim_v1",
+    "vim_v2_rope",
+}
+"""Whole models as well, beside "hf_mamba" and "vim_v2_midcls_div2", and like those in `make test-parity`."""
+
+
+def is_slow(path: Path) -> bool:
+    return path.parent.name in SLOW or path.stem in SLOW_DUMPS
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=pytest.mark.slow if path.parent.name in SLOW else ()) for path in DUMPS],
+    [pytest.param(path, marks=pytest.mark.slow if is_slow(path) else ()) for path in DUMPS],
     ids=lambda path: path.stem,
 )
 def test_parity(path):
