@@ -10,6 +10,12 @@ PYTEST_FLAGS ?= -n 2
 DIR          ?= tests/golden
 BENCH        ?= ops
 
+# What other versions of jax and flax must pass: every op, layer and family of models, dumps of each, loading, training and
+# writing. VERSION_TESTS="tests ssmjax" is all of the default tests.
+VERSION_TESTS ?= $(addprefix tests/,ops/test_registry.py layers/test_registry.py models/test_registry.py parity \
+                   checkpoints/test_hub.py checkpoints/test_hf.py training/test_fit.py training/test_trainable.py \
+                   test_generation.py vlmjax/test_create.py vlmjax/checkpoints vlmjax/test_training.py)
+
 # The interpreter as the user named it, else what `.ci/find-python $(1)` finds.
 choose_python = $(if $(filter file,$(origin PYTHON)),$(shell .ci/find-python $(1)),$(PYTHON))
 
@@ -47,13 +53,13 @@ test-gpu: .venv/.ready  ## the kernels on this machine's GPU against float64; re
 test-notebooks: .venv/.ready  ## execute the notebooks in smoke form
 	@$(RUN) -m pytest -m notebook
 
-test-colab-pins: .venv-colab/.ready  ## the default tests and the demo on a stock Colab's jax and flax, Python 3.13 where found
-	@.venv-colab/bin/python -m pytest $(PYTEST_FLAGS)
+test-colab-pins: .venv-colab/.ready  ## VERSION_TESTS and the demo on a stock Colab's jax and flax, Python 3.13 where found
+	@.venv-colab/bin/python -m pytest $(PYTEST_FLAGS) $(VERSION_TESTS)
 	@.venv-colab/bin/python -m experiments.vim_cifar --data digits --out-dir runs/demo $(DEMO_FLAGS)
 
-test-newest:  ## the default tests and the demo on the newest jax and flax (Python >= 3.12), upgraded on every call
+test-newest:  ## VERSION_TESTS and the demo on the newest jax and flax (Python >= 3.12), upgraded on every call
 	@.ci/make-venv .venv-newest "$(call choose_python,3.12)" --upgrade -e "$(EXTRAS)"
-	@.venv-newest/bin/python -m pytest $(PYTEST_FLAGS)
+	@.venv-newest/bin/python -m pytest $(PYTEST_FLAGS) $(VERSION_TESTS)
 	@.venv-newest/bin/python -m experiments.vim_cifar --data digits --out-dir runs/demo $(DEMO_FLAGS)
 
 # For developers -------------------------------------------------------------------------------------------------------
