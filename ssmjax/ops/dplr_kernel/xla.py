@@ -10,10 +10,11 @@ where `den_j = 2 i sin(pi k / L) - c dt a_j`. Woodbury's identity eliminates eve
 
     (I + c <P*, P>) y = <P*, B>,    K^ = e^(i pi k / L) (<C, B> - c <C, P> y).
 
-Here the pair of modes nearest zero, one for each feature, stays in the system as two more unknowns, s and t with
-`x = (s + i t) / 2` and `(s - i t) / 2`, so that its coefficients are real. Where its `den` all but vanishes, as for the
-undamped mode of HiPPO-FouT at k = 0, its terms in the sums are thousands of times the result, and float32 would be
-left with three digits.
+Where one `den_j` all but vanishes, its terms in the sums are thousands of times the result and cancel in it: the modes
+of LegT and FouT are undamped before the low-rank part is taken off, and gradients, which have the squares of those
+terms, would be left with no digit in float32. So at each frequency the pair of modes nearest to it stays in the system,
+as two more unknowns, s and t with `x = (s + i t) / 2` and `(s - i t) / 2`, whose coefficients are real; their
+determinant is computed from the distance between node and pole.
 
 Frequencies are handled in blocks under `jax.checkpoint`: the (h n k) array of poles against nodes of a block lives only
 while the block does, forward and backward.
@@ -36,35 +37,38 @@ BLOCK_ELEMENTS = {"cpu": 1 << 18, "default": 1 << 22}
 """How many pairs of a pole and a node a block holds: on a CPU they fit its cache, elsewhere they fill the machine."""
 
 
-class Kept(NamedTuple):
-    """The pair of modes that stays in the system, by the entries of one of the two.
+class Modes(NamedTuple):
+    """One of each pair of modes, and for each frequency, (h ... k) in place of (h ... n), the one that stays.
 
     Attributes:
-        alpha: Real part of the pole dt A, (h).
-        beta: Its imaginary part, (h).
-        B: dt times its entries in the input vectors, (h m).
-        P: Its entries in the low-rank part, (h r).
-        P_dt: dt times those.
-        C: Its entries in the output vectors, (h c).
+        beta: Imaginary part of the pole dt A, (h 1 n).
+        at: The pole as in `cauchy`, each field (h 1 n).
+        dt: Step sizes, (h 1 n).
+        B: Entries in the input vectors, (h m n).
+        P: Entries in the low-rank part, (h r n).
+        C: Entries in the output vectors, (h c n).
     """
 
-    alpha: jax.Array
     beta: jax.Array
+    at: cauchy.Poles
+    dt: jax.Array
     B: Pair
     P: Pair
-    P_dt: Pair
     C: Pair
 
 
 def dplr_kernel_xla(A: Pair, P: Pair, B: Pair, C: Pair, dt: jax.Array, length: int) -> jax.Array:
     """The kernels (m c h l); `A`, `dt` (h n), `P` (r h n), `B` (m h n), `C` (c h n); otherwise as `api.dplr_kernel`."""
-    nearest = jnp.argmin(A[0] ** 2 + A[1] ** 2, axis=-1, keepdims=True)
-    chosen = (jnp.arange(A[0].shape[-1])[None] == nearest).astype(dt.dtype)
+    at = cauchy.poles(A, dt)
+    of_h = lambda v: jnp.moveaxis(v, 1, 0)  # noqa: E731
+    modes = Modes(dt * A[1], at, dt, *(tuple(map(of_h, v)) for v in (B, P, C)))
+    modes = modes._replace(**{name: getattr(modes, name)[:, None] for name in ("beta", "dt")})
+    modes = modes._replace(at=cauchy.Poles(*(v[:, None] for v in at)))
     run = functools.partial(_spectrum, length=length)
     spectrum = jax.lax.platform_dependent(
-        _weights(A, P, B, C, dt) * (1 - chosen)[:, None],
-        cauchy.poles(A, dt),
-        _kept(chosen, A, P, B, C, dt),
+        _weights(A, P, B, C, dt),
+        at,
+        modes,
         cpu=functools.partial(run, elements=BLOCK_ELEMENTS["cpu"]),
         default=functools.partial(run, elements=BLOCK_ELEMENTS["default"]),
     )
@@ -85,26 +89,7 @@ def _weights(A: Pair, P: Pair, B: Pair, C: Pair, dt: jax.Array) -> jax.Array:
     return jnp.moveaxis(both.reshape(-1, *both.shape[3:]), 0, 1)
 
 
-def _kept(chosen: jax.Array, A: Pair, P: Pair, B: Pair, C: Pair, dt: jax.Array) -> Kept:
-    """The entries of the `chosen` modes, one-hot (h n)."""
-    alpha, beta, dt = (jnp.sum(chosen * v, axis=-1) for v in (dt * A[0], dt * A[1], dt))
-
-    def of_chosen(v: Pair) -> Pair:
-        re, im = (jnp.moveaxis(jnp.sum(chosen[None] * part, axis=-1), 0, 1) for part in v)
-        return re, im
-
-    B, P, C = of_chosen(B), of_chosen(P), of_chosen(C)
-    # The phase of a mode is free. With a real P and a pole near zero, t is all but decoupled, and nothing cancels.
-    size = jnp.hypot(P[0][:, :1], P[1][:, :1])
-    phase = P[0][:, :1] / jnp.where(size > 0, size, 1), P[1][:, :1] / jnp.where(size > 0, size, 1)
-    phase = jax.lax.stop_gradient((jnp.where(size > 0, phase[0], 1), phase[1]))
-    conjugate = phase[0], -phase[1]
-    B, P, C = times(B, conjugate), times(P, conjugate), times(C, phase)
-    B, P_dt = ((dt[:, None] * v[0], dt[:, None] * v[1]) for v in (B, P))
-    return Kept(alpha, beta, B, P, P_dt, C)
-
-
-def _spectrum(weights: jax.Array, at: cauchy.Poles, kept: Kept, *, length: int, elements: int) -> Pair:
+def _spectrum(weights: jax.Array, at: cauchy.Poles, modes: Modes, *, length: int, elements: int) -> Pair:
     """The transform of the kernel at the frequencies 0, ..., length // 2, as (h c m k)."""
     frequencies = length // 2 + 1
     h, _, n = weights.shape
@@ -113,59 +98,82 @@ def _spectrum(weights: jax.Array, at: cauchy.Poles, kept: Kept, *, length: int, 
     nodes = cauchy.nodes(length, weights.dtype)
     nodes = np.pad(nodes, ((0, 0), (0, blocks * block - frequencies)), mode="edge")
     nodes = jnp.asarray(nodes.reshape(4, blocks, block).swapaxes(0, 1))
-    one_block = jax.checkpoint(functools.partial(_block, weights, at, kept), prevent_cse=False)
-    spectrum = jax.lax.map(one_block, nodes)
+    one_block = jax.checkpoint(functools.partial(_block, weights, at, modes), prevent_cse=False)
+    # Which mode is nearest is found outside of it, and not once more in the backward pass.
+    spectrum = jax.lax.map(lambda nodes: one_block(nodes, cauchy.nearest(at, cauchy.Nodes(*nodes))), nodes)
     return tuple(jnp.moveaxis(part, 0, -2).reshape(*part.shape[1:-1], -1)[..., :frequencies] for part in spectrum)
 
 
-def _block(weights: jax.Array, at: cauchy.Poles, kept: Kept, nodes: jax.Array) -> Pair:
-    """The transform at a block of nodes (4 k): (h c m k)."""
+def _block(weights: jax.Array, at: cauchy.Poles, modes: Modes, nodes: jax.Array, nearest: jax.Array) -> Pair:
+    """The transform at a block of nodes (4 k), where the pair of an index (h k) stays in the system: (h c m k)."""
+    where = cauchy.Nodes(*nodes)
+    sine, cosine = where.s[None, None], where.c[None, None]
+    chosen = cauchy.one_hot(nearest, weights.shape[-1])
+    kept = _kept(modes, chosen)
     (m, r, c), k = (v[0].shape[1] for v in (kept.B, kept.P, kept.C)), nodes.shape[-1]
-    sine, cosine, _, _ = nodes.reshape(4, 1, 1, 1, k)
-    S = cauchy.cauchy(weights, at, tuple(nodes))
-    S_re, S_im = (part.reshape(part.shape[0], c + r, m + r, 2, k) for part in S)
-    sums = jax.lax.complex(
-        -4 * sine * S_im[..., 0, :] - 2 * cosine * S_re[..., 1, :],
-        4 * sine * S_re[..., 0, :] - 2 * cosine * S_im[..., 1, :],
+    S_re, S_im = (
+        part.reshape(part.shape[0], c + r, m + r, 2, k) for part in cauchy.cauchy(weights, at, where, chosen)
     )
-    *y, s, t = (v[:, None] for v in solve(*_system(sums[:, c:], kept, nodes)))
+    sums = jax.lax.complex(
+        -4 * sine[None] * S_im[..., 0, :] - 2 * cosine[None] * S_re[..., 1, :],
+        4 * sine[None] * S_re[..., 0, :] - 2 * cosine[None] * S_im[..., 1, :],
+    )
+    y, s, t = _unknowns(sums[:, c:], kept, where)
     # K^ = <C, B> - c <C, P> y + (Re C) s - (Im C) t
-    C_re, C_im = (part[:, :, None, None].astype(sums.dtype) for part in kept.C)
-    K_cosine = cosine.astype(sums.dtype)
-    K = sums[:, :c, :m] + C_re * s - C_im * t
+    C_re, C_im = (part[:, :, None].astype(sums.dtype) for part in kept.C)
+    K_cosine = cosine.astype(sums.dtype)[None]
+    K = sums[:, :c, :m] + C_re * s[:, None] - C_im * t[:, None]
     for p in range(r):
-        K = K - K_cosine * sums[:, :c, m + p][:, :, None] * y[p]  # an index beside a None is a gather in older JAX
-    K = K * jax.lax.complex(cosine, sine)
+        K = K - K_cosine * sums[:, :c, m + p][:, :, None] * y[p][:, None]  # an index beside a None gathers in older JAX
+    K = K * jax.lax.complex(cosine, sine)[None]
     return K.real, K.imag
 
 
-def _system(sums: jax.Array, kept: Kept, nodes: jax.Array) -> tuple[list[list[jax.Array]], list[jax.Array]]:
-    """The equations of y, s and t: the entries of the matrix, (h k) each, and the right-hand sides, (h m k) each.
+def _kept(modes: Modes, chosen: jax.Array) -> Modes:
+    """The modes that are chosen (h n k) at each frequency."""
+    leaves, tree = jax.tree.flatten(modes)
+    together = cauchy.take(jnp.concatenate(leaves, axis=1), chosen)
+    ends = np.cumsum([leaf.shape[1] for leaf in leaves])[:-1]
+    kept = jax.tree.unflatten(tree, jnp.split(together, ends, axis=1))
+    # The phase of a mode is free. With a real P and a pole near zero, t is all but decoupled, and nothing cancels.
+    P = kept.P[0][:, :1], kept.P[1][:, :1]
+    size = jnp.hypot(*P)
+    safe = jnp.where(size > 0, size, 1)
+    re, im = phase = jax.lax.stop_gradient((jnp.where(size > 0, P[0] / safe, 1), P[1] / safe))
+    B, P = (times(v, (re, -im)) for v in (kept.B, kept.P))
+    return kept._replace(B=B, P=P, C=times(kept.C, phase))
+
+
+def _unknowns(sums: jax.Array, kept: Modes, where: cauchy.Nodes) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """The y, s and t, (h m k) each, of the equations
 
         (I + c <P*, P>) y - (Re P) s - (Im P) t = <P*, B>
-        2 c dt (Re P) y + (2 i sin - c alpha) s + c beta t = 2 dt Re B
-        2 c dt (Im P) y - c beta s + (2 i sin - c alpha) t = 2 dt Im B
+        2 c dt (Re P) y + d s + c beta t = 2 dt Re B,    d = 2 i sin - c alpha
+        2 c dt (Im P) y - c beta s + d t = 2 dt Im B
+
+    y is eliminated, and s and t are found by Cramer's rule. Where the pole is near the node, `d^2 + (c beta)^2`
+    cancels: it is computed as the product of the two denominators.
 
     Args:
         sums: `<P*, B>` and `<P*, P>`, (h r m+r k).
         kept: The pair.
-        nodes: (4 k).
+        where: The frequencies.
     """
     m, r = kept.B[0].shape[1], kept.P[0].shape[1]
-    sine, cosine, _, _ = nodes[:, None]
-    zero = jnp.zeros_like(sums[:, 0, 0])  # complex
-    complex_cosine = cosine.astype(zero.dtype)
-
-    def entry(of_h):
-        return zero + of_h[:, None].astype(zero.dtype)
-
-    of_y = [[complex_cosine * sums[:, p, m + q] + int(p == q) for q in range(r)] for p in range(r)]
-    of_y = [[*row, entry(-kept.P[0][:, p]), entry(-kept.P[1][:, p])] for p, row in enumerate(of_y)]
-    diagonal = jax.lax.complex(-cosine * kept.alpha[:, None], 2 * sine + zero.real)
-    turn = complex_cosine * entry(kept.beta)
-    of_s, of_t = ([complex_cosine * entry(2 * part[:, q]) for q in range(r)] for part in kept.P_dt)
-    matrix = [*of_y, [*of_s, diagonal, turn], [*of_t, -turn, diagonal]]
-    right = [sums[:, p, :m] for p in range(r)] + [
-        2 * part[..., None].astype(zero.dtype) + zero[:, None] for part in kept.B
-    ]
-    return matrix, right
+    sine, cosine = where.s[None, None], where.c[None, None]
+    as_complex = lambda v: v.astype(sums.dtype)  # noqa: E731
+    P, B = (tuple(map(as_complex, v)) for v in (kept.P, kept.B))
+    matrix = [[as_complex(cosine[0]) * sums[:, p, m + q] + int(p == q) for q in range(r)] for p in range(r)]
+    right = [jnp.concatenate([sums[:, p, :m], *(part[:, p : p + 1] for part in P)], axis=1) for p in range(r)]
+    y = solve(matrix, right)  # of B, s and t
+    dt = as_complex(2 * kept.dt)
+    coupling = as_complex(cosine) * dt
+    of_s, of_t = (coupling * sum(part[:, p : p + 1] * y[p] for p in range(r)) for part in P)
+    (s_s, s_t), (t_s, t_t) = ((v[:, m : m + 1], v[:, m + 1 :]) for v in (of_s, of_t))
+    f, g = dt * B[0] - of_s[:, :m], dt * B[1] - of_t[:, :m]
+    d = jax.lax.complex(-cosine * kept.at.alpha, 2 * sine + jnp.zeros_like(kept.beta))
+    turn = as_complex(cosine * kept.beta)
+    both = jax.lax.complex(*cauchy.denominator(kept.at.alpha, kept.at.beta, kept.at.rest, where))
+    scale = 1 / (both + d * (s_s + t_t) + turn * (t_s - s_t) + (s_s * t_t - s_t * t_s))
+    s, t = ((d + t_t) * f - (turn + s_t) * g) * scale, ((d + s_s) * g + (turn - t_s) * f) * scale
+    return [v[:, :m] + v[:, m : m + 1] * s + v[:, m + 1 :] * t for v in y], s, t
