@@ -1,9 +1,11 @@
 """Rounding errors of the kernels of S4 and S4D, and of their gradients: `python -m benchmarks.kernel_error`.
 
 The kernels are computed in float32 and compared with the recurrence `K_l = 2 Re C A_bar^l B_bar` in float64, which has
-no other step in common with them; the gradients are those of `sum(K w)` with a random w. Beside them S4's kernel in the
-form that is usual, whose roots of unity are powers of a float32 number. Results go to
-`benchmarks/results/kernel_error.json`. Two minutes on two cores.
+no other step in common with them; the gradients are those of `sum(K w)` with a random w. An error is relative to the
+largest value of the same feature, and that of the worst feature is given. LegS, LegT and FouT are tried: the last two
+are undamped before their low-rank part is taken off, so that poles lie on top of the nodes. Beside them S4's kernel in
+the form that is usual, whose roots of unity are powers of a float32 number. Results go to
+`benchmarks/results/kernel_error.json`. Five minutes on two cores.
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ import tyro
 from benchmarks.ops import stamp
 from ssmjax import ops
 from ssmjax.init import hippo
+from ssmjax.layers.lti.state_space import INITIAL_LEAST
 
 __all__ = ["Config", "main"]
 
@@ -30,15 +33,15 @@ class Config:
 
     Attributes:
         lengths: Lengths of the kernels.
-        state: Full state size N.
-        features: How many kernels, with step sizes from 1e-3 to 1e-1.
+        states: Full state sizes N; all of them at the first length, and the last at every length.
+        features: How many kernels, with step sizes from 1e-3 to 1.
         gradients: Whether to compare gradients too.
         out: Results file.
     """
 
     lengths: tuple[int, ...] = (1024, 4096, 16384)
-    state: int = 64
-    features: int = 4
+    states: tuple[int, ...] = (4, 20, 64)
+    features: int = 8
     gradients: bool = True
     out: pathlib.Path = pathlib.Path(__file__).parent / "results" / "kernel_error.json"
 
@@ -48,7 +51,9 @@ def main(config: Config) -> list[dict]:
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)  # arrays keep their own dtypes: float32 stays float32
     try:
-        records = [r | stamp() for length in config.lengths for r in _compare(length, config)]
+        tries = [(config.lengths[0], state) for state in config.states[:-1]]
+        tries += [(length, config.states[-1]) for length in config.lengths]
+        records = [r | stamp() for length, state in tries for r in _compare(length, state, config)]
     finally:
         jax.config.update("jax_enable_x64", before)
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -57,14 +62,15 @@ def main(config: Config) -> list[dict]:
     return records
 
 
-def _compare(length: int, config: Config) -> list[dict]:
+def _compare(length: int, state: int, config: Config) -> list[dict]:
     """The records of one length, printed as they come."""
-    A, P, B, C, dt = _legs(config.state, config.features)
-    dplr = {"A": A, "P": P, "B": B, "C": C, "dt": dt}
-    diagonal = {"C": C * ops.discretize(A, dt[:, None], "zoh")[1], "A": A, "dt": dt}
-    cases = {
-        "dplr, LegS": (dplr, ops.dplr_kernel, _by_steps),
-        "dplr, LegS, powers of a root of unity": (dplr, _by_powers, _by_steps),
+    systems = {name: _system(name, state, config.features) for name in ("LegS", "LegT", "FouT")}
+    legs = systems["LegS"]
+    A, dt = legs["A"], legs["dt"]
+    diagonal = {"C": legs["C"] * ops.discretize(A, dt[:, None], "zoh")[1], "A": A, "dt": dt}
+    cases = {f"dplr, {name}": (system, ops.dplr_kernel, _by_steps) for name, system in systems.items()}
+    cases |= {
+        "dplr, LegS, powers of a root of unity": (legs, _by_powers, _by_steps),
         "diagonal, LegS": (diagonal, _diagonal, functools.partial(_diagonal, implementation="reference")),
     }
     records = []
@@ -77,22 +83,23 @@ def _compare(length: int, config: Config) -> list[dict]:
         )
         if not config.gradients:
             got, wanted = got[:1], wanted[:1]
-        errors = [_error(a, b) for a, b in zip(got, wanted, strict=True)]
+        errors = [_error(a, b, config.features) for a, b in zip(got, wanted, strict=True)]
         of_gradients = {f"d{letter}": e for letter, e in zip(named, errors[1:], strict=False)}
-        record = {"kernel": name, "l": length, "n": config.state, "h": config.features, "error": errors[0]}
+        record = {"kernel": name, "l": length, "n": state, "h": config.features, "error": errors[0]}
         records.append(record | {"gradients": of_gradients})
         gradients = "  ".join(f"{name} {e:.1e}" for name, e in of_gradients.items())
-        print(f"L = {length:6d}  {name:40s} K {errors[0]:.1e}  {gradients}", flush=True)
+        print(f"L = {length:6d}  N = {state:3d}  {name:40s} K {errors[0]:.1e}  {gradients}", flush=True)
     return records
 
 
-def _legs(size: int, features: int):
-    """A, P, B (h n), C~ and dt of LegS in complex128."""
+def _system(measure: str, size: int, features: int) -> dict[str, np.ndarray]:
+    """A, P, B (h n), C~ and dt in complex128; the real part of A as the layers begin with it."""
     rng = np.random.default_rng(0)
-    modes = hippo.nplr("legs", size, clip=2.0)
-    A, P, B = (np.repeat(v[..., None, :], features, axis=-2) for v in (modes.A, modes.P, modes.B))
+    modes = hippo.nplr(measure.lower(), size, clip=2.0)
+    A = np.minimum(modes.A.real, -INITIAL_LEAST) + 1j * modes.A.imag
+    A, P, B = (np.repeat(v[..., None, :], features, axis=-2) for v in (A, modes.P, modes.B))
     C = rng.normal(size=(2, features, size // 2))
-    return A, P, B, C[0] + 1j * C[1], np.geomspace(1e-3, 1e-1, features)
+    return {"A": A, "P": P, "B": B, "C": C[0] + 1j * C[1], "dt": np.geomspace(1e-3, 1, features)}
 
 
 def _values(function: Callable, length: int, args: list[np.ndarray], w: np.ndarray) -> list[np.ndarray]:
@@ -144,8 +151,11 @@ def _by_powers(A, P, B, C, dt, length):
     return jnp.fft.irfft((product(C, B) - low_rank) * (2 / (1 + omega))[None], n=length).T
 
 
-def _error(got: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.max(np.abs(got - wanted)) / np.max(np.abs(wanted)))
+def _error(got: np.ndarray, wanted: np.ndarray, features: int) -> float:
+    """The worst feature's; features are the last axis of a kernel and of dt, else the last but one."""
+    axis = -1 if got.shape[-1] == features and got.ndim != 3 and not np.iscomplexobj(got) else -2
+    others = tuple(i for i in range(got.ndim) if i != got.ndim + axis)
+    return float(np.max(np.abs(got - wanted).max(others) / np.abs(wanted).max(others)))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,61 @@
 import jax
 import jax.numpy as jnp
 
-__all__ = ["full_like", "lacks_mosaic_gpu", "varies", "vary_alike"]
+__all__ = ["full_like", "is_split", "lacks_mosaic_gpu", "look_up", "split_as", "varies", "vary_alike", "whole", "zeros"]
 
 
 def full_like(x: jax.Array, value: float) -> jax.Array:
     """`jnp.full_like`, varying over the same manual mesh axes as `x`."""
     return _vary(jnp.full_like(x, value), tuple(sorted(_varying_axes(x))))
+
+
+def zeros(shape: tuple[int, ...], dtype, like: jax.Array) -> jax.Array:
+    """`jnp.zeros`, split over an explicit mesh as the rows of `like` are; see `split_as`."""
+    return split_as(jnp.zeros(shape, dtype), like)
+
+
+def split_as(tree, like: jax.Array):
+    """Arrays (b ...) whose rows are split over the devices of a mesh as those of `like` (b ...) are.
+
+    Over a mesh with explicit axes, which is what `jax.make_mesh` makes by default, jax joins no array that is split to
+    one that is not. Under any other mesh, and without one, this does nothing.
+    """
+    sharding = _explicit(like)
+    if sharding is None:
+        return tree
+    rows = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(sharding.spec[0]))
+    return jax.tree.map(lambda x: x if jnp.ndim(x) == 0 or _explicit(x) else jax.sharding.reshard(x, rows), tree)
+
+
+def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
+    """`jnp.take(table, index, axis=0)`, split over an explicit mesh as `index` is, of which newer jax must be told."""
+    sharding = _explicit(index)
+    if sharding is None:
+        return jnp.take(table, index, axis=0)
+    spec = (*sharding.spec, *[None] * (index.ndim - len(sharding.spec)), *[None] * (table.ndim - 1))
+    out = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+    return table.at[index].get(mode="fill", out_sharding=out)
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """An array (b ...) of which every device of an explicit mesh has all rows."""
+    sharding = _explicit(x)
+    if sharding is None:
+        return x
+    return jax.sharding.reshard(x, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+
+
+def is_split(x: jax.Array) -> bool:
+    """Whether the rows of an array are split over an explicit mesh."""
+    return _explicit(x) is not None
+
+
+def _explicit(x) -> jax.sharding.NamedSharding | None:
+    """How an array is split over an explicit mesh, or None if its rows are not."""
+    kind = getattr(jax.typeof(x), "sharding", None)
+    if not getattr(kind, "spec", ()) or kind.spec[0] is None:
+        return None
+    return kind if isinstance(x, jax.core.Tracer) else x.sharding
 
 
 def lacks_mosaic_gpu() -> str | None:

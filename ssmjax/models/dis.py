@@ -275,8 +275,10 @@ class DiS(nnx.Module):
         tokens, condition = self._embed(images, times, self._labels(labels, images.shape[0], label_key))
         x = self._blocks(tokens, path_key)
         x = self.final_layer(x, condition)[:, config.extra_tokens :]
-        rows, columns, side = *config.grid, config.patch_size
-        return rearrange(x, "b (y x) (i j d) -> b (y i) (x j) d", y=rows, x=columns, i=side, j=side)
+        rows, side = config.grid[0], config.patch_size
+        # One axis at a time: a reshape of two has no sharding that jax knows.
+        x = rearrange(rearrange(x, "b (y x) e -> b y x e", y=rows), "b y x (i j d) -> b y i x j d", i=side, j=side)
+        return rearrange(rearrange(x, "b y i x j d -> b (y i) x j d"), "b y x j d -> b y (x j) d")
 
     def _keys(self, train: bool, key: PRNGKey | None) -> tuple[PRNGKey | None, PRNGKey | None]:
         """The keys for dropping labels and paths, None for what is not dropped."""

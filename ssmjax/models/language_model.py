@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 
-from ssmjax import errors
+from ssmjax import _compat, errors
 from ssmjax.layers.common.attention import CausalAttention
 from ssmjax.layers.common.norms import add_norm, make_norm
 from ssmjax.layers.common.parameters import parameter
@@ -252,7 +252,7 @@ class LanguageModel(nnx.Module):
 
     def embed(self, tokens: Int[Array, "*b"]) -> Float[jax.Array, "*b d"]:
         """The embeddings of tokens, in the compute dtype."""
-        return jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
+        return _compat.look_up(self.embedding[...], tokens).astype(self.config.dtype)
 
     @property
     def head_kernel(self) -> Float[jax.Array, "d v"]:

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
+from ssmjax import _compat
 from ssmjax.layers.common.drop_path import drop_path, drop_path_rates, dropout
 from ssmjax.layers.common.norms import add_norm, make_norm
 from ssmjax.layers.common.parameters import parameter, with_kinds
@@ -185,7 +186,8 @@ class Vim(nnx.Module):
         x = self.patch_embed(jnp.asarray(images, config.dtype))
 
         def expand(token):
-            return jnp.broadcast_to(token[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+            token = jnp.broadcast_to(token[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+            return _compat.split_as(token, x)
 
         if config.class_token == "double":
             x = jnp.concatenate([expand(self.cls_token_head), x, expand(self.cls_token_tail)], axis=1)

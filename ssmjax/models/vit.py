@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
+from ssmjax import _compat
 from ssmjax.layers.common.drop_path import drop_path
 from ssmjax.layers.common.norms import LayerNorm
 from ssmjax.layers.common.parameters import parameter, with_kinds
@@ -185,6 +186,7 @@ class ViT(nnx.Module):
         per_block = self._drops(train, key)
         x = self.patch_embed(jnp.asarray(images, config.dtype))
         token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+        token = _compat.split_as(token, x)
         x = jnp.concatenate([token, x], axis=1) + self.pos_embed[...].astype(x.dtype)
 
         def step(x, block, drop):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 
-from ssmjax import errors
+from ssmjax import _compat, errors
 from ssmjax.layers import LayerNorm
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.common.stack import apply_stack, make_stack
@@ -143,7 +143,7 @@ class CLIPText(nnx.Module):
         if tokens.ndim != 2 or tokens.shape[1] > self.config.length:
             wanted = f"(b l) with l at most {self.config.length}"
             raise errors.bad_shape("CLIPText", "tokens", tokens, wanted, "Cut the text.")
-        x = jnp.take(self.embedding[...], tokens, axis=0) + self.positions[...][None, : tokens.shape[1]]
+        x = _compat.look_up(self.embedding[...], tokens) + self.positions[...][None, : tokens.shape[1]]
 
         def step(x, block, _):
             x = block(x, mask=mask)[0]
@@ -182,7 +182,7 @@ class CLIP(nnx.Module):
         """The cosine of each image with each text, times `exp(logit_scale)`."""
         x, y = self.embed_images(images), self.embed_texts(tokens, mask=mask)
         scale = jnp.minimum(jnp.exp(self.logit_scale[...]), LARGEST_SCALE)
-        return scale * jnp.matmul(x, y.T, precision="highest")
+        return scale * jnp.matmul(x, _compat.whole(y).T, precision="highest")
 
     def embed_images(self, images: Array) -> Float[jax.Array, "b d"]:
         """Images in the shared space, of length one."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 
-from ssmjax import errors, ops
+from ssmjax import _compat, errors, ops
 from ssmjax.layers import RMSNorm
 from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.layers.common.stack import apply_stack, make_stack
@@ -194,7 +194,7 @@ class CausalLM(nnx.Module):
 
     def embed(self, tokens: Int[Array, "b l"], mask: Mask | None = None) -> Tokens:
         """The embeddings of tokens, float32; zero at padding."""
-        x = jnp.take(self.embedding[...], tokens, axis=0)
+        x = _compat.look_up(self.embedding[...], tokens)
         return x if mask is None else jnp.where(mask[..., None], x, 0)
 
     def decode(

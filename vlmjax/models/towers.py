@@ -9,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 from jax.nn import initializers
 
-from ssmjax import ops
+from ssmjax import _compat, ops
 from ssmjax.layers import LayerNorm
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.common.stack import apply_stack, make_stack
@@ -152,7 +152,7 @@ class PoolHead(nnx.Module):
         kernels, biases = (
             jnp.split(v[...].astype(x.dtype), 3, axis=-1) for v in (self.in_proj.kernel, self.in_proj.bias)
         )
-        probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (b, 1, d))
+        probe = _compat.split_as(jnp.broadcast_to(self.probe[...].astype(x.dtype), (b, 1, d)), x)
         q, k, v = (
             rearrange(t @ kernel + bias[None, None], "b l (h p) -> b l h p", h=self.heads)
             for t, kernel, bias in zip((probe, x, x), kernels, biases, strict=True)
@@ -219,12 +219,9 @@ class VisionTower(nnx.Module):
         config, p = self.config, self.config.patch_size
         images = jnp.asarray(images)
         check_images("VisionTower", images, images.shape[1:3], 3)
-        patches = rearrange(
-            images[:, : images.shape[1] // p * p, : images.shape[2] // p * p].astype(config.dtype),
-            "b (y p) (x q) i -> b y x (p q i)",
-            p=p,
-            q=p,
-        )
+        images = images[:, : images.shape[1] // p * p, : images.shape[2] // p * p].astype(config.dtype)
+        # One axis at a time: a reshape of two has no sharding that jax knows.
+        patches = rearrange(rearrange(images, "b (y p) x i -> b y p x i", p=p), "b y p (x q) i -> b y x (p q i)", q=p)
         grid = patches.shape[1:3]
         kernel = rearrange(self.patch_kernel[...].astype(config.dtype), "p q i d -> (p q i) d")
         x = rearrange(patches @ kernel, "b y x d -> b (y x) d").astype(jnp.float32)
@@ -232,7 +229,7 @@ class VisionTower(nnx.Module):
             x = x + self.patch_bias[...][None, None]
         if self.class_token is not None:
             first = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[2]))
-            x = jnp.concatenate([first, x], axis=1)
+            x = jnp.concatenate([_compat.split_as(first, x), x], axis=1)
         x = x + self._positions(grid)[None]
         return x if self.pre_norm is None else self.pre_norm(x)
 

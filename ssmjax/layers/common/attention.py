@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax import errors, init, ops
+from ssmjax import _compat, errors, init, ops
 from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.shapes import Array, Float, Mask, SegmentIds, Tokens
 
@@ -130,6 +130,7 @@ class CausalAttention(nnx.Module):
         (b, l, _), mask = u.shape, None if mask is None else jnp.asarray(mask).astype(bool)
         if state is None and return_state:
             state = self.init_state(b, max(self.max_length, l))
+        state = _compat.split_as(state, u)
         qkv = self.in_proj(u)
         qkv = qkv if mask is None else jnp.where(mask[..., None], qkv, 0)
         window = None if state is None else state.conv
@@ -137,8 +138,8 @@ class CausalAttention(nnx.Module):
             kernel, bias = (v[...].astype(self.dtype) for v in (self.conv_kernel, self.conv_bias))
             options = dict(state=window, segment_ids=segment_ids, return_state=True)
             qkv, window = ops.causal_conv1d(qkv, kernel, bias, **options)
-        real = jnp.ones((b, l), jnp.int32) if mask is None else mask.astype(jnp.int32)
-        start = jnp.zeros((b,), jnp.int32) if state is None else state.position
+        real = _compat.zeros((b, l), jnp.int32, u) + 1 if mask is None else mask.astype(jnp.int32)
+        start = _compat.zeros((b,), jnp.int32, u) if state is None else state.position
         positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0) + start[:, None]
         cuts = [self.heads * self.width, (self.heads + self.kv_heads) * self.width]
         q, k, v = (x.reshape(b, l, -1, self.width) for x in jnp.split(qkv, cuts, axis=-1))

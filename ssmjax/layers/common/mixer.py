@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from ssmjax import _compat
 from ssmjax.layers.common.checks import check_mask, check_segment_ids
 from ssmjax.layers.common.padding import Compaction, compact
 from ssmjax.shapes import Array, Bool, Float, Int, Mask, SegmentIds, Tokens
@@ -172,7 +173,7 @@ def enter(layer: Mixer, u: Tokens, *, mask: Mask | None, segment_ids: SegmentIds
     padding = None if mask is None else compact(mask)
     if padding is not None:
         u, segment_ids = padding.apply(u), padding.ids(segment_ids)
-    state = layer.init_state(u.shape[0]) if state is None else state
+    state = _compat.split_as(layer.init_state(u.shape[0]) if state is None else state, u)
     state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
     return Entry(u, segment_ids, state, segment, padding)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax import errors, ops
+from ssmjax import _compat, errors, ops
 from ssmjax.layers.common.checks import (
     as_float_dtype,
     as_sizes,
@@ -121,7 +121,7 @@ class ConvolutionLayer(nnx.Module):
         if padding is not None:
             x, segment_ids = padding.apply(x), padding.ids(segment_ids)
         state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
-        state = None if state is None else self._as_state(state)
+        state = None if state is None else _compat.split_as(self._as_state(state), x)
         if 0 in x.shape:
             y, last = jnp.zeros((x.shape[0], self.channels, *x.shape[1:])), state
         elif mode == "scan":
@@ -135,7 +135,7 @@ class ConvolutionLayer(nnx.Module):
         y = (y if padding is None else padding.undo(y)).astype(self.dtype)
         if not return_state:
             return y
-        return y, leave_state(self.init_state(u.shape[0]) if last is None else last, segment)
+        return y, leave_state(_compat.split_as(self.init_state(u.shape[0]), u) if last is None else last, segment)
 
     def init_state(self, batch: int) -> Inexact[jax.Array, "b d n"]:
         """The state before the first token: zeros.

@@ -212,4 +212,5 @@ class Downsample(nnx.Module):
 def _neighbours(x: Images) -> Float[jax.Array, "b rows columns e"]:
     """The 2x2 pixels of each place beside each other; of the four, the second is below the first."""
     x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
-    return rearrange(x, "b (y i) (x j) d -> b y x (j i d)", i=2, j=2)
+    # One axis at a time: a reshape of two has no sharding that jax knows.
+    return rearrange(rearrange(x, "b (y i) x d -> b y i x d", i=2), "b y i (x j) d -> b y x (j i d)", j=2)

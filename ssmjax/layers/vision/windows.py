@@ -35,7 +35,9 @@ def split_windows(x: Images, side: int) -> Float[jax.Array, "windows l d"]:
     below, right = (-size % side for size in x.shape[1:3])
     if below or right:
         x = jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0)))
-    return rearrange(x, "b (y i) (x j) d -> (b y x) (i j) d", i=side, j=side)
+    # One axis at a time: a reshape of two has no sharding that jax knows.
+    x = rearrange(rearrange(x, "b (y i) x d -> b y i x d", i=side), "b y i (x j) d -> b y x i j d", j=side)
+    return rearrange(rearrange(x, "b y x i j d -> b y x (i j) d"), "b y x l d -> (b y x) l d")
 
 
 def join_windows(windows: Tokens, side: int, rows: int, columns: int) -> Float[jax.Array, "images y x d"]:
@@ -47,7 +49,8 @@ def join_windows(windows: Tokens, side: int, rows: int, columns: int) -> Float[j
     True
     """
     y, x = -(-rows // side), -(-columns // side)
-    whole = rearrange(windows, "(b y x) (i j) d -> b (y i) (x j) d", y=y, x=x, i=side)
+    whole = rearrange(rearrange(windows, "(b y x) l d -> b y x l d", y=y, x=x), "b y x (i j) d -> b y i x j d", i=side)
+    whole = rearrange(rearrange(whole, "b y i x j d -> b (y i) x j d"), "b y x j d -> b y (x j) d")
     return whole[:, :rows, :columns]
 
 

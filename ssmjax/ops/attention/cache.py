@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ssmjax import errors
+from ssmjax import _compat, errors
 from ssmjax.shapes import Array, Bool, Float
 
 __all__ = ["KVCache", "append_keys", "empty_cache"]
@@ -81,7 +81,8 @@ def append_keys(
     >>> cache.bias.tolist(), int(cache.length)
     ([[0.0, 0.0, -inf]], 2)
     """
-    added = jnp.zeros(keys.shape[:2], jnp.float32) if bias is None else bias.astype(jnp.float32)
+    cache = _compat.split_as(cache, keys)
+    added = _compat.zeros(keys.shape[:2], jnp.float32, keys) if bias is None else bias.astype(jnp.float32)
     if mask is not None:
         added = jnp.where(mask, added, -jnp.inf)
         keys, values = (jnp.where(mask[..., None, None], x, 0) for x in (keys, values))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ssmjax import errors
+from ssmjax import _compat, errors
 from ssmjax.ops import _checks, backend
 from ssmjax.ops.causal_conv1d.reference import causal_conv1d_reference
 from ssmjax.ops.causal_conv1d.xla import causal_conv1d_xla, run_of
@@ -68,6 +68,7 @@ def causal_conv1d(
     available = dict.fromkeys(IMPLEMENTATIONS)
     chosen = backend.resolve("causal_conv1d", implementation, available)
     x, weight, bias, state, segment_ids = jax.tree.map(jnp.asarray, (x, weight, bias, state, segment_ids))
+    state = _compat.split_as(state, x)
     y = IMPLEMENTATIONS[chosen](x, weight, bias, activation, state, segment_ids, reverse)
     return (y, _next_state(x, weight.shape[0] - 1, state, segment_ids, reverse)) if return_state else y
 
@@ -75,7 +76,7 @@ def causal_conv1d(
 def _next_state(x, size, state, segment_ids, reverse):
     """The last `size` inputs met, without those of a segment that had ended."""
     if state is None:
-        state = jnp.zeros((x.shape[0], size, x.shape[2]), x.dtype)
+        state = _compat.zeros((x.shape[0], size, x.shape[2]), x.dtype, x)
     if segment_ids is not None and x.shape[1]:
         run = run_of(segment_ids)
         last = run[:, :1] if reverse else run[:, -1:]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ssmjax import _compat
 from ssmjax.ops import _half
 from ssmjax.ops._numerics.dtypes import real_type
 
@@ -17,11 +18,11 @@ def causal_conv1d_reference(x, weight, bias, activation, state, segment_ids, rev
         return y[:, ::-1]
     real = real_type(x)
     (b, l, e), k = x.shape, weight.shape[0]
-    state = jnp.zeros((b, k - 1, e), real) if state is None else state.astype(real)
-    ids = jnp.zeros((b, l), jnp.int32) if segment_ids is None else segment_ids
+    state = _compat.zeros((b, k - 1, e), real, x) if state is None else state.astype(real)
+    ids = _compat.zeros((b, l), jnp.int32, x) if segment_ids is None else segment_ids
     run = jnp.cumsum(ids != jnp.concatenate([ids[:, :1], ids[:, :-1]], axis=1), axis=1)
     window = jnp.concatenate([state, x.astype(real)], axis=1)
-    run = jnp.concatenate([jnp.zeros((b, k - 1), run.dtype), run], axis=1)
+    run = jnp.concatenate([_compat.zeros((b, k - 1), run.dtype, x), run], axis=1)
 
     def at(t):  # the taps of position t are rows t ... t + k - 1 of the window
         taps = jax.lax.dynamic_slice_in_dim(window, t, k, axis=1)

@@ -22,7 +22,7 @@ def causal_conv1d_xla(x, weight, bias, activation, state, segment_ids, reverse):
     """Returns `y` (b l e) in the dtype of `x`; arguments as in `api.causal_conv1d`."""
     k = weight.shape[0]
     if state is None:
-        state = jnp.zeros((x.shape[0], k - 1, x.shape[2]), x.dtype)
+        state = _compat.zeros((x.shape[0], k - 1, x.shape[2]), x.dtype, x)
     wide = common_type(x, state)  # a float32 state is not rounded to a bfloat16 input
     pieces = [v.astype(wide) for v in ((x, state) if reverse else (state, x))]
     weight = weight[::-1] if reverse else weight

@@ -8,7 +8,7 @@ __all__ = ["dplr_kernel_cost"]
 
 
 def dplr_kernel_cost(h: int, l: int, n: int, *, r: int = 1, c: int = 1) -> Cost:
-    """Cost of `dplr_kernel(A, P, B, C, dt, l)`: Cauchy products, a system of r + 2 unknowns, and an inverse transform.
+    """Cost of `dplr_kernel(A, P, B, C, dt, l)`: Cauchy products, a small system, and an inverse transform.
 
     Args:
         h: Features.
@@ -18,12 +18,12 @@ def dplr_kernel_cost(h: int, l: int, n: int, *, r: int = 1, c: int = 1) -> Cost:
         c: Channels, the leading axis of C.
     """
     products = 8 * (1 + r) * (c + r)  # two real weights each, with a complex response
-    response = 20
-    s = r + 2
-    system = 8 * (s * s * (s - 1) // 2 + s * s + c * s)
+    response = 32  # and which mode is nearest to a frequency
+    kept = 2 * (5 + 2 * (1 + r + c))  # the entries of that mode, by a product
+    system = 8 * (r * r * (r - 1) // 2 + 3 * r * r + 8 * r + 16 + c * (r + 2))
     transform = round(2.5 * l * math.log2(max(2, l)))
     return Cost(
-        flops=h * (l // 2 + 1) * (n * (products + response) + system) + c * h * transform,
+        flops=h * (l // 2 + 1) * (n * (products + response + kept) + system) + c * h * transform,
         transcendentals=0,
         bytes=4 * c * h * (2 * n + l) + 8 * h * n * (2 + r),
     )

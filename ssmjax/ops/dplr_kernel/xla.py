@@ -111,9 +111,7 @@ def _block(weights: jax.Array, at: cauchy.Poles, modes: Modes, nodes: jax.Array,
     chosen = cauchy.one_hot(nearest, weights.shape[-1])
     kept = _kept(modes, chosen)
     (m, r, c), k = (v[0].shape[1] for v in (kept.B, kept.P, kept.C)), nodes.shape[-1]
-    S_re, S_im = (
-        part.reshape(part.shape[0], c + r, m + r, 2, k) for part in cauchy.cauchy(weights, at, where, chosen)
-    )
+    S_re, S_im = (part.reshape(part.shape[0], c + r, m + r, 2, k) for part in cauchy.cauchy(weights, at, where, chosen))
     sums = jax.lax.complex(
         -4 * sine[None] * S_im[..., 0, :] - 2 * cosine[None] * S_re[..., 1, :],
         4 * sine[None] * S_re[..., 0, :] - 2 * cosine[None] * S_im[..., 1, :],
@@ -145,7 +143,9 @@ def _kept(modes: Modes, chosen: jax.Array) -> Modes:
 
 
 def _unknowns(sums: jax.Array, kept: Modes, where: cauchy.Nodes) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    """The y, s and t, (h m k) each, of the equations
+    """The y, s and t, (h m k) each.
+
+    They solve
 
         (I + c <P*, P>) y - (Re P) s - (Im P) t = <P*, B>
         2 c dt (Re P) y + d s + c beta t = 2 dt Re B,    d = 2 i sin - c alpha

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ssmjax import errors
+from ssmjax import _compat, errors
 from ssmjax.ops import _checks, _half, backend
 from ssmjax.ops._numerics.dtypes import common_type
 from ssmjax.ops.linear_scan.reference import linear_scan_reference
@@ -66,6 +66,7 @@ def linear_scan(
         "linear_scan", implementation, available, "xla is sequential on CPU, associative elsewhere"
     )
     a, x, h0 = jax.tree.map(jnp.asarray, (a, x, h0))
+    h0 = _compat.split_as(h0, x)
     h, state = IMPLEMENTATIONS[chosen](a, x, h0, reverse)
     h = h.astype(common_type(a, x))
     return (h, state) if return_state else h

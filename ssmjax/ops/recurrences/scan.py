@@ -66,6 +66,7 @@ def scan(
     b, length, d = u.shape
     real = jnp.ones((b, length), bool) if real is None else real
     begins = jnp.zeros((b, length), bool) if begins is None else begins
+    real, begins, state = _compat.split_as((real, begins, state), u)
     recurrence, u, real, begins, state = _compat.vary_alike((recurrence, u, real, begins, state))
     size = min(CHUNK, length)
     chunks = -(-length // size)

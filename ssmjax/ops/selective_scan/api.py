@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ssmjax import errors
+from ssmjax import _compat, errors
 from ssmjax.ops import _checks, _half, backend
 from ssmjax.ops.selective_scan import pallas_mosaic, xla
 from ssmjax.ops.selective_scan.call import ScanCall
@@ -93,7 +93,7 @@ def selective_scan(
     errors.require_flags("selective_scan", **flags)
     _check(x, dt, A, B, C, D, z, dt_bias, h0, segment_ids)
     arrays = jax.tree.map(jnp.asarray, (x, dt, A, B, C, D, z, dt_bias))
-    h0, segment_ids = jax.tree.map(jnp.asarray, (h0, segment_ids))
+    h0, segment_ids = _compat.split_as(jax.tree.map(jnp.asarray, (h0, segment_ids)), arrays[0])
     call = ScanCall(*arrays, dt_softplus, h0, segment_ids, reverse, return_state)
     detail = "xla is sequential on CPU, chunked or sequential by shape elsewhere"
     y, state = backend.dispatch("selective_scan", implementation, IMPLEMENTATIONS, call, detail)

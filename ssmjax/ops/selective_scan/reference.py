@@ -25,7 +25,7 @@ def selective_scan_reference(call: ScanCall):
         M = M.astype(number) if M.ndim == 4 else M[:, :, None].astype(number)
         return jnp.repeat(M, e // M.shape[2], axis=2).swapaxes(0, 1)
 
-    reset = jnp.zeros((b, l), bool)
+    reset = _compat.zeros((b, l), bool, x)
     if segment_ids is not None:
         reset = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (0, 1) if reverse else (1, 0)))
 
@@ -36,7 +36,7 @@ def selective_scan_reference(call: ScanCall):
         return h, (2 * (C * h).sum(-1).real if jnp.iscomplexobj(A) else (C * h).sum(-1))
 
     now = (u.swapaxes(0, 1), dt.swapaxes(0, 1), at_every_step(B), at_every_step(C), reset.T)
-    h0 = jnp.zeros((b, *A.shape), number) if h0 is None else h0.astype(number)
+    h0 = _compat.zeros((b, *A.shape), number, x) if h0 is None else h0.astype(number)
     h0, A, *now = _compat.vary_alike((h0, A, *now))  # for shard_map, where a loop's carry keeps its type
     state, y = jax.lax.scan(step, h0, now, reverse=reverse)
     y = y.swapaxes(0, 1) + (0 if D is None else u * D.astype(real)[None, None])

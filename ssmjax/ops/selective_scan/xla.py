@@ -108,7 +108,7 @@ def _scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse) -> ScanInputs:
         return M if M.ndim == 4 else repeat(M, "b l n -> b l g n", g=g)
 
     if h0 is None:
-        h0 = jnp.zeros((x.shape[0], *A.shape), A.dtype)
+        h0 = _compat.zeros((x.shape[0], *A.shape), A.dtype, x)
     keep = None
     if segment_ids is not None:
         same = segment_ids[:, 1:] == segment_ids[:, :-1]

@@ -11,6 +11,7 @@ import jax
 from einops import rearrange, reduce, repeat
 from jax.export import is_symbolic_dim
 
+from ssmjax import _compat
 from ssmjax.ops.selective_scan.xla_common import ScanInputs, varies
 
 __all__ = ["backward_in_tiles", "forward_in_tiles"]
@@ -20,7 +21,7 @@ Axes = tuple[int | None, ...]
 
 def forward_in_tiles(forward: Callable, tile: int, inputs: ScanInputs):
     """`forward(inputs) -> (y, state, boundaries)`, run on tiles whose state holds about `tile` numbers."""
-    b_count, g_count, k = _counts(tile, *inputs.h0.shape)
+    b_count, g_count, k = _counts(tile, inputs.h0)
     in_b, in_g = _input_axes(inputs)
     run = _one_after_another(lambda *fields: forward(ScanInputs(*fields)), b_count, in_b, (0, 0, 0))
     run = _one_after_another(run, g_count, in_g, (2, 1, 2))
@@ -34,7 +35,7 @@ def forward_in_tiles(forward: Callable, tile: int, inputs: ScanInputs):
 
 def backward_in_tiles(backward: Callable, tile: int, inputs: ScanInputs, boundaries, dy, dstate) -> ScanInputs:
     """`backward(inputs, boundaries, dy, dstate) -> gradients`, run on tiles as in the forward pass."""
-    b_count, g_count, k = _counts(tile, *inputs.h0.shape)
+    b_count, g_count, k = _counts(tile, inputs.h0)
     in_b, in_g = _input_axes(inputs)
     size = len(inputs)
     run = _one_after_another(
@@ -85,11 +86,13 @@ def _split_channels(inputs: ScanInputs, k: int) -> ScanInputs:
     )
 
 
-def _counts(tile: int, b: int, g: int, n: int, f: int) -> tuple[int, int, int]:
+def _counts(tile: int, h0: jax.Array) -> tuple[int, int, int]:
     """Into how many pieces to cut the batch, the groups (after the channels), and the channels of each group."""
+    b, g, n, f = h0.shape
     k = _nearest_divisor(f, n * f / tile)
     g_count = _nearest_divisor(g * k, g * n * f / tile)
-    if is_symbolic_dim(b):  # in `jax.export`, where a batch of any size is taken whole
+    # In `jax.export` a batch of any size is taken whole, and so is one that is split over the devices of a mesh.
+    if is_symbolic_dim(b) or _compat.is_split(h0):
         return 1, g_count, k
     return _nearest_divisor(b, b * g * n * f / (g_count * tile)), g_count, k
 

@@ -47,11 +47,15 @@ def separable_conv_xla(
 def _dense(y: jax.Array, kernel: jax.Array, axis: int, origin: int) -> jax.Array:
     """The convolution of (d 1|m b *s) along one axis with kernels (m k d), by Toeplitz matrices."""
     matrix = toeplitz(jnp.moveaxis(kernel, -1, 0), y.shape[axis], origin)  # (d m out in)
-    before, after = y.shape[2:axis], y.shape[axis + 1 :]
-    y = y.reshape(*y.shape[:2], math.prod(before), y.shape[axis], math.prod(after))
+    before, after = y.shape[3:axis], y.shape[axis + 1 :]
+    # The batch stays an axis, and one group of axes is joined at a time: of a batch split over an explicit mesh, jax
+    # knows no other reshape.
+    y = y.reshape(*y.shape[: axis + 1], math.prod(after))
+    y = y.reshape(*y.shape[:3], math.prod(before), *y.shape[-2:])
     y = jnp.broadcast_to(y, (y.shape[0], matrix.shape[1], *y.shape[2:]))
-    y = jnp.einsum("dmpiq,dmoi->dmpoq", y, matrix, precision=jax.lax.Precision.HIGHEST)
-    return y.reshape(*y.shape[:2], *before, y.shape[3], *after)
+    y = jnp.einsum("dmbpiq,dmoi->dmbpoq", y, matrix, precision=jax.lax.Precision.HIGHEST)
+    y = y.reshape(*y.shape[:3], *before, *y.shape[-2:])
+    return y.reshape(*y.shape[:-1], *after)
 
 
 def _transformed(y: jax.Array, kernel: jax.Array, axis: int, origin: int) -> jax.Array:
@@ -59,10 +63,12 @@ def _transformed(y: jax.Array, kernel: jax.Array, axis: int, origin: int) -> jax
     m, _, d = kernel.shape
     y = jnp.moveaxis(jnp.broadcast_to(y, (d, m, *y.shape[2:])), axis, -1)
     lead = y.shape[:-1]
-    flat = jnp.moveaxis(y.reshape(d * m, -1, y.shape[-1]), 0, -1)  # (b*s l d*m)
+    flat = y.reshape(d, m, -1, y.shape[-1])  # one group of axes at a time, as above
+    flat = jnp.moveaxis(flat.reshape(d * m, *flat.shape[2:]), 0, -1)  # (b*s l d*m)
     taps = jnp.moveaxis(kernel, -1, 0).reshape(d * m, -1).T
     flat = fft_conv_xla(flat, taps[None], (origin,))[:, 0]
-    return jnp.moveaxis(jnp.moveaxis(flat, -1, 0).reshape(*lead, -1), -1, axis)
+    flat = jnp.moveaxis(flat, -1, 0).reshape(d, m, *flat.shape[:2])
+    return jnp.moveaxis(flat.reshape(*lead, flat.shape[-1]), -1, axis)
 
 
 def toeplitz(kernel: jax.Array, l: int, origin: int) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ssmjax import errors
+from ssmjax import _compat, errors
 from ssmjax.ops import _checks, _half, backend
 from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.ops.ssd.reference import ssd_reference
@@ -88,6 +88,7 @@ def ssd(
     chosen = backend.resolve("ssd", implementation, available)
     arrays = (x, dt, A, B, C, D, z, dt_bias, h0, segment_ids)
     x, dt, A, B, C, D, z, dt_bias, h0, segment_ids = jax.tree.map(jnp.asarray, arrays)
+    h0, segment_ids = _compat.split_as((h0, segment_ids), x)
     dt = final_step_size("ssd", dt, dt_bias, dt_softplus, dt_limit, real_type(x))
     y, state = IMPLEMENTATIONS[chosen](x, dt, A, B, C, D, z, h0, segment_ids, chunk)
     return (y, state) if return_state else y

@@ -18,7 +18,7 @@ def ssd_reference(x, dt, A, B, C, D, z, h0, segment_ids, chunk):
     (b, l, h, p), n = x.shape, B.shape[-1]
     x, out = x.astype(real), x.dtype
     B, C = (jnp.repeat(M.astype(real), h // M.shape[2], axis=2) for M in (B, C))  # (b l h n)
-    reset = jnp.zeros((b, l), bool)
+    reset = _compat.zeros((b, l), bool, x)
     if segment_ids is not None:
         reset = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
 
@@ -28,7 +28,7 @@ def ssd_reference(x, dt, A, B, C, D, z, h0, segment_ids, chunk):
         state = jnp.exp(dt * A[None])[..., None, None] * state + (dt[..., None] * x)[..., None] * B[:, :, None]
         return state, (state * C[:, :, None]).sum(-1)
 
-    h0 = jnp.zeros((b, h, p, n), real) if h0 is None else h0.astype(real)
+    h0 = _compat.zeros((b, h, p, n), real, x) if h0 is None else h0.astype(real)
     now = tuple(v.swapaxes(0, 1) for v in (x, dt, B, C, reset))
     h0, A, *now = _compat.vary_alike((h0, A.astype(real), *now))
     state, y = jax.lax.scan(step, h0, tuple(now))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ssmjax import _compat
 from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.ops.ssd.chunked import DecayingSum, decaying_sum
 
@@ -16,7 +17,7 @@ def ssd_xla(x, dt, A, B, C, D, z, h0, segment_ids, chunk):
     """
     real = real_type(x)
     (b, _, h, p), n = x.shape, B.shape[-1]
-    h0 = jnp.zeros((b, h, p, n), real) if h0 is None else h0.astype(real)
+    h0 = _compat.zeros((b, h, p, n), real, x) if h0 is None else h0.astype(real)
     reset = None
     if segment_ids is not None:
         reset = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssmjax import errors
+from ssmjax import _compat, errors
 from ssmjax.ops import _checks, _half, backend
 from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.ops.trapezoidal_ssd.reference import trapezoidal_ssd_reference
@@ -101,8 +101,9 @@ def trapezoidal_ssd(
         _checks.require_shape(where, name, named[name], "(b l r h n)", (b, l, r, h, n))
     _checks.require_shape(where, "segment_ids", segment_ids, "(b l)", (b, l))
     if state is None:
-        zeros = jnp.zeros((b, h, p, n), real_type(x))
-        state = TrapezoidalState(zeros, jnp.zeros((b, r, h, p), x.dtype), jnp.zeros((b, r, h, n), B.dtype))
+        zeros = _compat.zeros((b, h, p, n), real_type(x), x)
+        last = _compat.zeros((b, r, h, p), x.dtype, x), _compat.zeros((b, r, h, n), B.dtype, x)
+        state = TrapezoidalState(zeros, *last)
     for name, v, sizes in zip(("ssm", "x", "B"), state, ((b, h, p, n), (b, r, h, p), (b, r, h, n)), strict=True):
         _checks.require_shape(where, f"state.{name}", v, "(b h p n)" if name == "ssm" else f"of {name}", sizes)
     available = dict.fromkeys(IMPLEMENTATIONS)

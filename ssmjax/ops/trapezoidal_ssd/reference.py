@@ -16,7 +16,7 @@ def trapezoidal_ssd_reference(x, dt, log_a, blend, B, C, state, segment_ids, chu
     """
     real = real_type(x)
     x, dt, log_a, blend, B, C = (v.astype(real) for v in (x, dt, log_a, blend, B, C))
-    reset = jnp.zeros(x.shape[:2], bool)
+    reset = _compat.zeros(x.shape[:2], bool, x)
     if segment_ids is not None:
         reset = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
 

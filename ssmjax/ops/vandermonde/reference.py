@@ -20,6 +20,6 @@ def vandermonde_reference(C, A, dt, length, rule):
 def vandermonde_state_reference(u, A, dt, rule):
     """The state (b h n) after `h = A_bar h + u_t` for every `u_t` of `u` (b h l)."""
     A_bar = discretize(A, dt, rule)[0][None]
-    h = jnp.zeros((u.shape[0], *A.shape), A_bar.dtype)
+    h = _compat.zeros((u.shape[0], *A.shape), A_bar.dtype, u)
     A_bar, u, h = _compat.vary_alike((A_bar, u, h))  # for shard_map, where a loop's carry keeps its type
     return jax.lax.scan(lambda h, u: (A_bar * h + u[..., None].astype(h.dtype), None), h, jnp.moveaxis(u, -1, 0))[0]
