@@ -9,6 +9,8 @@ import pytest
 
 import vlmjax
 from experiments import (
+    efficient_attention,
+    projector_study,
     token_merge,
     token_merge_classifier,
     token_merge_speed,
@@ -17,6 +19,7 @@ from experiments import (
     vlm_scenes,
 )
 from experiments.shared import easy_vqa
+from experiments.shared.projectors import published
 
 
 @pytest.mark.slow
@@ -176,6 +179,30 @@ def test_the_classifier(tmp_path):
     report = token_merge_classifier.main(token_merge_classifier.Config(smoke=True, out_dir=tmp_path, seeds=(0,)))
     assert report["costs"]["ours 6"]["share"] < 0.4
     assert report["costs"]["channels 6"]["flops"] <= report["costs"]["ours 6"]["flops"]
+
+
+@pytest.mark.slow
+def test_the_projectors(tmp_path):
+    report = projector_study.main(projector_study.Config(smoke=True, out_dir=tmp_path, seeds=(0,)))
+    assert (tmp_path / "figures" / "projector_study.png").is_file()
+    assert set(report["metrics"]) >= {"linear/unexplained", "lora/answer_accuracy", "linear/identity"}
+
+
+@pytest.mark.slow
+def test_fused_attention(tmp_path):
+    report = efficient_attention.main(efficient_attention.Config(smoke=True, out_dir=tmp_path, seeds=(0, 1)))
+    assert (tmp_path / "figures" / "efficient_attention.png").is_file()
+    assert all(max(row.values()) < 1e-5 for row in report["same_function"].values())
+
+
+def test_the_published_table_of_projectors():
+    """Our modules have all its digits but LoRA's operations, which are of another rank than its parameters."""
+    for name, row in published().items():
+        printed, ours = row["printed"], row["ours"]
+        assert f"{ours['parameters'] / 1e6:.2f}" == f"{printed['parameters']:.2f}"
+        macs = ours["macs_at_rank_256"] if name == "lora" else ours["macs"]
+        assert f"{macs / 1e6:.2f}" == f"{printed['macs']:.2f}"
+    assert f"{published()['lora']['ours']['macs'] / 1e6:.2f}" == "1.06"
 
 
 def test_unknown_names():

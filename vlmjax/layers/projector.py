@@ -41,6 +41,7 @@ class Projector(nnx.Module):
         d_in: The width of the tower's tokens.
         d_out: The width of the language model's.
         rank: The inner width of `low_rank` and `lora`.
+        hidden: That of `mlp{n}x_gelu`; None means `d_out`.
         use_bias: Whether linear maps have biases (but for `low_rank`).
         by_columns: Whether the squares come column by column, as in the code of VILA 1.5, whose checkpoints were
             trained so; NVILA's `mlp_downsample` goes row by row. See `space_to_channels`.
@@ -62,6 +63,7 @@ class Projector(nnx.Module):
         d_out: int,
         *,
         rank: int = 8,
+        hidden: int | None = None,
         use_bias: bool = True,
         by_columns: bool = False,
         dtype: DTypeLike = jnp.float32,
@@ -83,8 +85,11 @@ class Projector(nnx.Module):
         elif kind != "identity":
             count = int(deep[1]) if deep else {"gated": 2}.get(kind, 0 if kind == "low_rank" else 1)
             use_bias = use_bias or kind == "lora"
-            widths = [d_out if deep and i else d_in for i in range(count)]
-            self.layers = nnx.data([linear(width, d_out, use_bias=use_bias, **options) for width in widths])
+            inner = d_out if hidden is None else hidden
+            widths = [d_in, *[inner if deep else d_in] * (count - 1)]
+            after = [*[inner if deep else d_out] * (count - 1), d_out]
+            pairs = zip(widths, after, strict=True) if count else ()
+            self.layers = nnx.data([linear(one, two, use_bias=use_bias, **options) for one, two in pairs])
         if kind in ("low_rank", "lora"):
             self.down = linear(d_in, rank, use_bias=False, **options)
             self.up = linear(rank, d_out, use_bias=False, scale=0.0 if kind == "lora" else 1.0, **options)
