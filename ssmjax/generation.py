@@ -29,6 +29,8 @@ class Generative(Protocol):
             padding on the left: the logits after the last token, (b v), and the cache. Padding changes no output. The
             inputs are what else a model reads, such as images.
         step: `step(tokens, cache)`, for one token a row, (b): the logits after it, (b v), and the cache.
+        check_inputs: `check_inputs(tokens, *, mask=None, **inputs)`, where a model has it, raises `ValueError` if the
+            inputs do not fit the tokens. It sees arrays with values, before anything is compiled.
     """
 
     def init_cache(self, batch: int, length: int) -> Any:
@@ -96,6 +98,7 @@ def generate(
     call = _Call(
         model, tokens, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, eos_id, attention_mask, key
     )
+    call.check(model, inputs)
     errors.require_flags("generate", return_logits=return_logits)
     new, logits = _loop(
         call.definition,
@@ -155,6 +158,7 @@ def stream(
     call = _Call(
         model, tokens, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, eos_id, attention_mask, key
     )
+    call.check(model, inputs)
     settings = dict(top_k=top_k, eos=call.eos, pad=pad_id)
     carry = _start(call.definition, call.state, call.tokens, call.mask, inputs, call.numbers, room=max_new_tokens)
     for i in range(max_new_tokens):
@@ -246,6 +250,11 @@ class _Call:
                 raise errors.bad_argument(where, "attention_mask", "a row without a token", "at least one token a row")
         self.tokens, self.mask, self.key = tokens, mask, key
         self.definition, self.state = nnx.split(model)
+
+    def check(self, model: nnx.Module, inputs: Mapping[str, Any]) -> None:
+        """Lets the model look at its further inputs, where it has a method for that."""
+        if hasattr(model, "check_inputs"):
+            model.check_inputs(self.tokens, mask=self.mask, **inputs)
 
 
 def _numbers(where: str, temperature, top_p, min_p, penalty) -> dict[str, float]:

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from ssmjax.layers import BatchNorm
-from ssmjax.layers.common.stack import apply_stack, in_pattern_order, make_stack
+from ssmjax.layers.common.stack import apply_stack, in_pattern_order, make_stack, unstack
 
 DEPTH = 4
 
@@ -213,3 +213,23 @@ def test_a_pattern_must_fit_its_stacks():
         apply_stack(stacks, residual, jnp.ones((2, 3)), pattern="wss")
     with pytest.raises(ValueError, match="group must be 1 with a pattern"):
         apply_stack(stacks, residual, jnp.ones((2, 3)), pattern="wws", group=3)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_blocks_of_their_own_are_the_stack(remat):
+    stack, x = make(), jnp.ones((2, 3))
+    shifts = jnp.arange(float(DEPTH))
+
+    def step(x, block, shift):
+        x = jnp.tanh(block(x) + shift)
+        return x, x
+
+    expected = apply_stack(stack, step, x, shifts, outputs=True)
+    found = apply_stack(unstack(stack), step, x, shifts, outputs=True, remat=remat)
+    chex.assert_trees_all_close(found, expected, atol=1e-6)
+    x, own = apply_stack(unstack(stack), step, x, list(shifts[1:3]), outputs=True, start=1, stop=3)
+    wanted = apply_stack(stack, step, jnp.ones((2, 3)), shifts[1:3], outputs=True, start=1, stop=3)
+    assert isinstance(own, list)
+    chex.assert_trees_all_close((x, jnp.stack(own)), wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="leading axis of 4"):
+        apply_stack(unstack(stack), step, x, shifts[:2], outputs=True)

@@ -186,3 +186,31 @@ def test_errors(change, message):
     arguments = {name: jnp.ones(x) if isinstance(x, tuple) else x for name, x in arguments.items()}
     with pytest.raises(ValueError, match=message):
         ops.attention(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["plain", "causal", "padded", "packed", "full bias", "offset"])
+def test_blocks_of_queries_are_the_whole(kind, monkeypatch):
+    """With room for few logits the queries are taken in blocks, whose number need not divide them."""
+    arrays, options = problem(7, 9), options_of(kind, 2, 7, 9)
+
+    def loss(q, k, v):
+        y = ops.attention(q, k, v, **options, implementation="xla")
+        return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), y
+
+    run = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    expected = run(**arrays)
+    monkeypatch.setattr("ssmjax.ops.attention.xla.MOST", 2 * 4 * 9 * 3)  # three queries at once
+    chex.assert_trees_all_close(run(**arrays), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_lengths_are_a_mask_of_the_first(causal):
+    arrays, lengths = problem(5, 5), np.array([3, 0])
+    mask = np.arange(5)[None] < lengths[:, None]
+    expected = ops.attention(**arrays, causal=causal, mask=mask)
+    chex.assert_trees_all_equal(ops.attention(**arrays, causal=causal, key_lengths=lengths), expected)
+    assert not np.asarray(expected[1]).any()
+    dirty = arrays | {name: np.where(mask[..., None, None], arrays[name], np.nan) for name in "kv"}
+    chex.assert_trees_all_equal(ops.attention(**dirty, causal=causal, key_lengths=lengths), expected)
+    with pytest.raises(ValueError, match="key_lengths must be"):
+        ops.attention(**arrays, key_lengths=np.array([1, 2, 3]))

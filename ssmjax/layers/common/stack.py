@@ -14,7 +14,7 @@ from flax import nnx
 
 from ssmjax import errors
 
-__all__ = ["apply_stack", "in_pattern_order", "make_stack"]
+__all__ = ["apply_stack", "in_pattern_order", "make_stack", "unstack"]
 
 
 def make_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -33,8 +33,26 @@ def make_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: n
     return nnx.vmap(lambda key: make_block(nnx.Rngs(params=key)))(keys)
 
 
+def unstack(stack: nnx.Module) -> list[nnx.Module]:
+    """The blocks of a stack one by one, each with parameters of its own. `apply_stack` runs such a list, too.
+
+    A program that reads every parameter once for little work, such as a decoding step, would copy each block's
+    parameters out of a stack before it reads them.
+
+    Args:
+        stack: From `make_stack`.
+
+    >>> from flax import nnx
+    >>> [block.kernel.shape for block in unstack(make_stack(lambda rngs: nnx.Linear(2, 3, rngs=rngs), 2, nnx.Rngs(0)))]
+    [(2, 3), (2, 3)]
+    """
+    definition, state = nnx.split(stack)
+    depth = len(jax.tree.leaves(state)[0])
+    return [nnx.merge(definition, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(depth)]
+
+
 def apply_stack(
-    stack: nnx.Module | Mapping[str, nnx.Module],
+    stack: nnx.Module | Mapping[str, nnx.Module] | list[nnx.Module],
     step: Callable[[Any, Any, Any], Any],
     carry: Any,
     per_block: Any = None,
@@ -50,14 +68,16 @@ def apply_stack(
     """Runs a carry through the blocks of a stack, or through some of them.
 
     Args:
-        stack: From `make_stack`. With a `pattern`, one stack for each kind of block, by the kind's name.
+        stack: From `make_stack`, or a list of blocks (`unstack`), over which there is a Python loop. With a `pattern`,
+            one stack for each kind of block, by the kind's name.
         step: `step(carry, block, values) -> carry`. With `group > 1`, it gets lists of `group` blocks and of their
             values. What it changes of a block's variables that are no parameters, such as the statistics of a batch
             norm, is written back to the stack.
         carry: What the first block gets; a tree of arrays whose shapes and dtypes no block changes.
         per_block: A tree of arrays with a leading axis of the number of blocks that are run: what a block gets beside
             the carry, such as a key, a cache or the hidden state of an earlier block. With a `pattern`, one tree for
-            each kind of block, by its name; a kind that is left out gets None.
+            each kind of block, by its name; a kind that is left out gets None. With a list of blocks it may be a list,
+            and so are the outputs then.
         pattern: The kind of each block, from the first to the last, such as `("mamba", "mamba", "attention") * 4`.
             Where it repeats, one scan runs over the repetitions; else there is a scan for each run of equal blocks.
         start: The first block to run.
@@ -89,6 +109,8 @@ def apply_stack(
     (2, 2, 3)
     """
     errors.require_flags("apply_stack", outputs=outputs, unroll=unroll, remat=remat)
+    if isinstance(stack, list):
+        return _apply_list(stack[slice(start, stop)], step, carry, per_block, outputs, remat)
     kinds = {kind: _Kind(*nnx.split(module, nnx.Param, ...)) for kind, module in _by_kind(stack, pattern).items()}
     whole = ("",) * kinds[""].depth if pattern is None else tuple(pattern)
     _check_pattern(whole, kinds, group)
@@ -120,6 +142,27 @@ def apply_stack(
         return carry
     results = {kind: _joined(out) for kind, out in collected.items() if out}
     return carry, results[""] if pattern is None else results
+
+
+def _apply_list(blocks, step, carry, per_block, outputs, remat):
+    """A loop over blocks that are not stacked."""
+    own = isinstance(per_block, list)
+    if not own:
+        _check_values({"": per_block}, ("",) * len(blocks), 1)
+    collected = []
+    for i, block in enumerate(blocks):
+        values = per_block[i] if own else jax.tree.map(lambda x, i=i: x[i], per_block)
+        definition, state = nnx.split(block)
+
+        def run(state, carry, values, definition=definition):
+            return step(carry, nnx.merge(definition, state), values)
+
+        result = (jax.checkpoint(run) if remat else run)(state, carry, values)
+        carry, output = result if outputs else (result, None)
+        collected.append(output)
+    if not outputs:
+        return carry
+    return carry, collected if own else jax.tree.map(lambda *x: jnp.stack(x), *collected)
 
 
 def in_pattern_order(outputs: Mapping[str, Any], pattern: Sequence[str]) -> Any:

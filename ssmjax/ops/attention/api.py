@@ -31,6 +31,7 @@ def attention(
     bias: Float[Array, "..."] | None = None,
     scale: float | None = None,
     offset: int | Int[Array, ""] | Int[Array, "b"] | None = None,
+    key_lengths: Int[Array, "b"] | None = None,
     implementation: str = "auto",
 ) -> Float[jax.Array, "b l h p"]:
     """Softmax attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, equation 1), with grouped heads.
@@ -55,6 +56,8 @@ def attention(
         scale: The factor of the products; None means `1 / sqrt(p)`.
         offset: The position of the first query among the keys, an int or one for each row, (b); None means that the
             queries are the last `l` positions of the keys. Used by `causal` only.
+        key_lengths: (b), how many keys of each row are real: the first ones. It says the same as a mask that is True
+            for those, and the fused form takes it.
         implementation: See `ssmjax.ops.use_implementation`; `"cudnn"` is the fused form on NVIDIA GPUs.
 
     Returns:
@@ -76,13 +79,14 @@ def attention(
     _check_arrays(where, q=q, k=k, v=v)
     if v.shape != k.shape:
         raise errors.bad_shape(where, "v", v, f"of the shape of k, (b m g p) = {tuple(k.shape)}")
-    allowed, bias, scale = _prepare(where, q, k, causal, mask, segment_ids, key_segment_ids, bias, scale, offset)
     plain = all(x is None for x in (mask, segment_ids, key_segment_ids, bias, offset))
+    mask = _with_lengths(where, mask, key_lengths, k.shape)
+    allowed, bias, scale = _prepare(where, q, k, causal, mask, segment_ids, key_segment_ids, bias, scale, offset)
     available = {"cudnn": cudnn.supports(q, k, v, causal=causal, plain=plain), "xla": None, "reference": None}
     chosen = backend.resolve(where, implementation, available)
     q, k, v = jnp.asarray(q), _without_padding(k, mask), _without_padding(v, mask)
     if chosen == "cudnn":
-        return cudnn.attention_cudnn(q, k, v, causal, scale)
+        return cudnn.attention_cudnn(q, k, v, key_lengths, causal, scale)
     return IMPLEMENTATIONS[chosen](q, k, v, allowed, bias, scale)
 
 
@@ -163,6 +167,17 @@ def _prepare(where, q, k, causal, mask, segment_ids, key_segment_ids, bias, scal
     if causal:
         allowed = _both(allowed, _not_later(where, offset, b, l, m))
     return allowed, _four_axes(where, bias, (b, h, l, m)), 1 / math.sqrt(p) if scale is None else scale
+
+
+def _with_lengths(where, mask, lengths, shape):
+    """The mask of the keys, those beyond a row's length taken out."""
+    if lengths is None:
+        return mask
+    b, m = shape[:2]
+    _checks.require_dtype(where, {"key_lengths": lengths}, jnp.integer, "an integer")
+    _checks.require_shape(where, "key_lengths", lengths, "(b)", (b,))
+    first = jnp.arange(m)[None] < jnp.asarray(lengths)[:, None]
+    return first if mask is None else mask & first
 
 
 def _both(first, second):

@@ -13,16 +13,36 @@ MOST = 128
 """The widest head that cuDNN takes on every GPU it runs on."""
 
 
-def attention_cudnn(q, k, v, causal, scale):
-    """Returns the outputs (b l h p); on another platform than CUDA the same call runs in XLA's form."""
-    fused = functools.partial(jax.nn.dot_product_attention, scale=scale, is_causal=causal, implementation="cudnn")
+def attention_cudnn(q, k, v, lengths, causal, scale):
+    """Returns the outputs (b l h p); on another platform than CUDA the same call runs in XLA's form.
+
+    Args:
+        q: (b l h p).
+        k: (b m g p).
+        v: (b m g p).
+        lengths: (b), how many keys of each row are real, or None.
+        causal: Whether a query sees no later key.
+        scale: The factor of the products.
+    """
     l, m = q.shape[1], k.shape[1]
 
-    def plain(q, k, v):
+    def fused(q, k, v, lengths):
+        options = dict(scale=scale, is_causal=causal, implementation="cudnn")
+        if lengths is None:
+            return jax.nn.dot_product_attention(q, k, v, **options)
+        # A row without keys is zeros, which cuDNN does not promise.
+        read = jnp.maximum(lengths, 1).astype(jnp.int32)
+        y = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=read, **options)
+        return jnp.where((lengths > 0)[:, None, None, None], y, 0)
+
+    def plain(q, k, v, lengths):
         allowed = (jnp.arange(m)[None] <= jnp.arange(l)[:, None])[None, None] if causal else None
+        if lengths is not None:
+            real = (jnp.arange(m)[None] < lengths[:, None])[:, None, None]
+            allowed = real if allowed is None else allowed & real
         return attention_xla(q, k, v, allowed, None, scale)
 
-    return jax.lax.platform_dependent(q, k, v, cuda=fused, default=plain)
+    return jax.lax.platform_dependent(q, k, v, lengths, cuda=fused, default=plain)
 
 
 def supports(q, k, v, *, causal: bool, plain: bool) -> str | None:
@@ -33,7 +53,7 @@ def supports(q, k, v, *, causal: bool, plain: bool) -> str | None:
         k: The keys.
         v: The values.
         causal: Whether a query sees only the keys before it.
-        plain: Whether there is no mask, no segment, no bias and no offset.
+        plain: Whether there is no mask (but lengths), no segment, no bias and no offset.
     """
     if q.dtype not in (jnp.bfloat16, jnp.float16) or not q.dtype == k.dtype == v.dtype:
         return f"cuDNN takes bfloat16 or float16, not {q.dtype}"

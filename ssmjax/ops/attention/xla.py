@@ -25,8 +25,39 @@ def weights_xla(q, k, allowed, bias, scale):
     return weights / jnp.where(total == 0, 1.0, total)
 
 
+MOST = 2**28
+"""The most logits that are held at once; beyond it, the queries are taken in blocks."""
+
+
 def attention_xla(q, k, v, allowed, bias, scale):
     """Returns the outputs (b l h p) in the dtype of `q`."""
+    b, l, h, _ = q.shape
+    blocks = min(l, -(-b * h * l * k.shape[1] // MOST))
+    if blocks <= 1:
+        return _block(q, k, v, allowed, bias, scale)
+    size = -(-l // blocks)
+    count = -(-l // size)
+
+    def cut(x, axis):
+        """(count ... size ...) where the array has an axis of queries, else None."""
+        if x is None or x.shape[axis] == 1:
+            return None
+        widths = [(0, count * size - l if i == axis else 0) for i in range(x.ndim)]
+        shape = (*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
+
+    @jax.checkpoint  # the backward pass holds one block's logits, too
+    def one(parts):
+        q, own_allowed, own_bias = parts
+        return _block(
+            q, k, v, allowed if own_allowed is None else own_allowed, bias if own_bias is None else own_bias, scale
+        )
+
+    y = jax.lax.map(one, (cut(q, 1), cut(allowed, 2), cut(bias, 2)))
+    return rearrange(y, "c b l h p -> b (c l) h p")[:, :l]
+
+
+def _block(q, k, v, allowed, bias, scale):
     weights = weights_xla(q, k, allowed, bias, scale)
     y = jnp.einsum("bgrlm,bmgp->blgrp", weights.astype(v.dtype), v, preferred_element_type=weights.dtype)
     return rearrange(y, "b l g r p -> b l (g r) p").astype(q.dtype)
