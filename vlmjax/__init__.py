@@ -33,7 +33,7 @@ _HOMES = dict.fromkeys(("create_model", "list_models", "load_pretrained", "save_
     "save_merger": "vlmjax.saving",
     "train_merger": "vlmjax.training",
 }
-_SUBMODULES = ("checkpoints", "layers", "metrics", "models", "ops", "processing", "training")
+_SUBMODULES = ("checkpoints", "conversation", "layers", "metrics", "models", "ops", "processing", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,15 @@ import vlmjax
 from ssmjax.training.parameter_info import parameter_info
 
 UNDECAYED = {"A", "D", "dt", "norm", "bias", "position", "token", "scale"}
-NAMES = ["clip_vision_nano", "siglip_vision_nano", "llama_nano", "qwen2_nano", "llava_nano", "clip_vit_large_336"]
+NAMES = [
+    "clip_vision_nano",
+    "siglip_vision_nano",
+    "llama_nano",
+    "qwen2_nano",
+    "llava_nano",
+    "qwen2_vl_nano",
+    "clip_vit_large_336",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,6 +3,7 @@
 from vlmjax.checkpoints.hf_language import LLAMA, QWEN2
 from vlmjax.checkpoints.hf_llava import LLAVA, LLAVA_NEXT
 from vlmjax.checkpoints.hf_original import LLAVA_NEXT_ORIGINAL, LLAVA_ORIGINAL, VILA
+from vlmjax.checkpoints.hf_qwen2_vl import QWEN2_VL
 from vlmjax.checkpoints.hf_towers import CLIP, CLIP_VISION, SIGLIP_VISION
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "LLAVA_NEXT_ORIGINAL",
     "LLAVA_ORIGINAL",
     "QWEN2",
+    "QWEN2_VL",
     "SIGLIP_VISION",
     "VILA",
 ]

@@ -44,23 +44,30 @@ class Llama3Scaling:
 
 
 def rope_angles(
-    positions: Int[Array, "b l"], width: int, *, base: float = 10000.0, scaling: Llama3Scaling | None = None
+    positions: Int[Array, "b l"] | Int[Array, "b l 3"],
+    width: int,
+    *,
+    base: float = 10000.0,
+    scaling: Llama3Scaling | None = None,
+    sections: tuple[int, int, int] | None = None,
 ) -> Float[jax.Array, "b l r"]:
     """The angle of each pair of channels at each position: `position * base**(-2 i / width)` for pair `i`.
 
-    RoPE, https://arxiv.org/abs/2104.09864, equation 15.
+    RoPE, https://arxiv.org/abs/2104.09864, equation 15. With a position in time, rows and columns (M-RoPE,
+    https://arxiv.org/abs/2409.12191, section 2.1), each pair turns by one of the three.
 
     Args:
-        positions: (b l).
+        positions: (b l), or (b l 3) with `sections`.
         width: The width of a head, even.
         base: The base of the wavelengths.
         scaling: Llama 3.1's stretching of them.
+        sections: How many pairs turn by time, then by rows, then by columns; not read where there is one position.
 
     Returns:
         (b l width/2), float32.
 
     Raises:
-        ValueError: The width is odd.
+        ValueError: The width is odd, or there are three positions and no sections.
 
     >>> import jax.numpy as jnp
     >>> rope_angles(jnp.array([[0, 3]]), 4).round(2).tolist()
@@ -70,7 +77,13 @@ def rope_angles(
         raise errors.bad_argument("rope_angles", "width", width, "even, as channels turn in pairs")
     frequencies = base ** (-np.arange(0, width, 2) / width)
     frequencies = frequencies if scaling is None else scaling.apply(frequencies)
-    return positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
+    if positions.ndim == 2:
+        turned = positions[..., None]
+    elif sections is None:
+        raise errors.bad_argument("rope_angles", "sections", None, "three numbers where a token has three positions")
+    else:
+        turned = positions[..., np.repeat(np.arange(3), sections)]
+    return turned.astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
 
 
 def rotate(x: Float[Array, "b l h p"], angles: Float[Array, "b l r"]) -> Float[jax.Array, "b l h p"]:

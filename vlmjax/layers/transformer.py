@@ -13,7 +13,7 @@ from ssmjax import errors, ops
 from ssmjax.layers import LayerNorm, RMSNorm
 from ssmjax.layers.common.parameters import with_kinds
 from ssmjax.ops import KVCache
-from ssmjax.shapes import Array, Float, Mask, SegmentIds, Tokens
+from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
 from vlmjax.layers.rope import rotate
 
 __all__ = ["ACTIVATIONS", "Attention", "BlockSize", "Mlp", "TransformerBlock"]
@@ -128,14 +128,18 @@ class Attention(nnx.Module):
         *,
         angles: Float[Array, "b l r"] | None = None,
         mask: Mask | None = None,
+        lengths: Int[Array, "b"] | None = None,
         segment_ids: SegmentIds | None = None,
         bias: Float[Array, "b l"] | None = None,
         cache: KVCache | None = None,
+        fresh: bool = False,
     ) -> tuple[Tokens, KVCache | None]:
         """Mixes tokens; see `TransformerBlock`."""
         q, k, v = self.project(x, angles)
-        if cache is None:
-            y = ops.attention(q, k, v, causal=self.size.causal, mask=mask, segment_ids=segment_ids, bias=bias)
+        if cache is None or fresh:
+            options = dict(mask=mask, key_lengths=lengths, segment_ids=segment_ids, bias=bias)
+            y = ops.attention(q, k, v, causal=self.size.causal, **options)
+            cache = None if cache is None else ops.append_keys(cache, k, v, mask=mask, bias=bias)
         else:
             before = cache.length
             cache = ops.append_keys(cache, k, v, mask=mask, bias=bias)
@@ -206,9 +210,11 @@ class TransformerBlock(nnx.Module):
         *,
         angles: Float[Array, "b l r"] | None = None,
         mask: Mask | None = None,
+        lengths: Int[Array, "b"] | None = None,
         segment_ids: SegmentIds | None = None,
         bias: Float[Array, "b l"] | None = None,
         cache: KVCache | None = None,
+        fresh: bool = False,
     ) -> tuple[Tokens, KVCache | None]:
         """Runs the block.
 
@@ -216,13 +222,16 @@ class TransformerBlock(nnx.Module):
             x: (b l d), the residual stream.
             angles: (b l p/2), those of rotary positions; None for none.
             mask: (b l), False at padding.
+            lengths: (b), how many tokens of each row are real, the first ones, in place of a mask; not with a cache.
             segment_ids: (b l), of packed sequences.
             bias: (b l), added to the logits of a token as a key, such as the log of its size.
             cache: What came before; the tokens are appended to it.
+            fresh: Whether nothing came before, so that the tokens attend to themselves alone.
 
         Returns:
             (b l d) in the dtype of `x`, and the cache with the tokens in it.
         """
-        y, cache = self.attn(self.norm1(x), angles=angles, mask=mask, segment_ids=segment_ids, bias=bias, cache=cache)
+        options = dict(mask=mask, lengths=lengths, segment_ids=segment_ids, bias=bias)
+        y, cache = self.attn(self.norm1(x), angles=angles, cache=cache, fresh=fresh, **options)
         x = x + y.astype(x.dtype)
         return x + self.mlp(self.norm2(x)).astype(x.dtype), cache

@@ -5,6 +5,7 @@ from typing import NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
@@ -28,12 +29,18 @@ class LMCache(NamedTuple):
     """What a language model keeps between steps.
 
     Attributes:
-        layers: A `KVCache` whose arrays have a leading axis of the layers.
-        position: (b), the position of the next token; padding counts for none.
+        layers: A `KVCache` whose arrays have a leading axis of the layers; a list of them where the layers are a list.
+        position: (b), the position of the next token; padding counts for none. An array of numpy while nothing has
+            been read, so that the first prefill, in the same trace, knows that it need not look at the cache.
     """
 
-    layers: KVCache
-    position: jax.Array
+    layers: KVCache | list[KVCache]
+    position: Array
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it is known, while tracing, that nothing has been read."""
+        return isinstance(self.position, np.ndarray) and not self.position.any()
 
 
 @no_type_check
@@ -52,6 +59,8 @@ class LlamaConfig:
         eps: Of the norms.
         rope_base: The base of the rotary wavelengths.
         rope_scaling: Llama 3.1's stretching of them, (factor, low, high, original length), or None.
+        rope_sections: How many of the wavelengths turn by time, by rows and by columns where a token has a position in
+            each (M-RoPE of Qwen2-VL); None where it has one.
         qkv_bias: Whether the projections to queries, keys and values have biases.
         out_bias: Whether the attention's output projection has one.
         mlp_bias: Whether the MLPs have.
@@ -78,6 +87,7 @@ class LlamaConfig:
     eps: float = 1e-5
     rope_base: float = 10000.0
     rope_scaling: tuple[float, float, float, int] | None = None
+    rope_sections: tuple[int, int, int] | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -91,7 +101,10 @@ class LlamaConfig:
         check_fields(self)
         for field in ("vocab", "d_model", "depth", "heads", "d_mlp", "max_length"):
             require(self, field, getattr(self, field) >= 1, "at least 1")
+        half = self.block.head_width // 2
         require(self, "head_dim", self.block.head_width % 2 == 0, "even, as channels turn in pairs")
+        fits = self.rope_sections is None or sum(self.rope_sections) == half
+        require(self, "rope_sections", fits, f"three numbers whose sum is half a head, {half}")
 
     @property
     def scaling(self) -> Llama3Scaling | None:
@@ -174,7 +187,7 @@ class CausalLM(nnx.Module):
         *,
         mask: Mask | None = None,
         segment_ids: SegmentIds | None = None,
-        positions: Int[Array, "b l"] | None = None,
+        positions: Int[Array, "b l"] | Int[Array, "b l 3"] | None = None,
     ) -> Float[jax.Array, "b l v"]:
         """Logits of the next token at every position.
 
@@ -183,7 +196,8 @@ class CausalLM(nnx.Module):
             mask: (b l), False at padding, which may be anywhere and hold anything; it counts for no position.
             segment_ids: (b l), of packed sequences: tokens of different ids do not see each other. Pass `positions`
                 with them.
-            positions: (b l), where each token stands; by default they count the real tokens.
+            positions: (b l), where each token stands, or (b l 3) with `rope_sections`: in time, rows and columns; by
+                default they count the real tokens.
 
         Returns:
             (b l v), float32; those at padding mean nothing.
@@ -203,9 +217,10 @@ class CausalLM(nnx.Module):
         *,
         mask: Mask | None = None,
         segment_ids: SegmentIds | None = None,
-        positions: Int[Array, "b l"] | None = None,
+        positions: Int[Array, "b l"] | Int[Array, "b l 3"] | None = None,
         bias: Float[Array, "b l"] | None = None,
         cache: LMCache | None = None,
+        after: Int[Array, "b"] | None = None,
     ) -> tuple[Tokens, LMCache | None]:
         """Runs the blocks and the final norm on embeddings, of text or of anything else.
 
@@ -213,20 +228,29 @@ class CausalLM(nnx.Module):
             x: (b l d).
             mask: (b l), False at padding.
             segment_ids: (b l), of packed sequences; not with a cache.
-            positions: (b l); by default they count the real tokens on from the cache's.
+            positions: (b l) or (b l 3); by default they count the real tokens on from the cache's.
             bias: (b l), the log sizes of merged tokens.
             cache: What came before.
+            after: (b), the position of the next token; by default behind the largest of all.
 
         Returns:
             (b l d) float32 after the final norm, and the cache with the tokens in it, or None.
         """
         hidden, cache = self._run(x, mask, segment_ids, positions, bias, cache, every=False)
+        if cache is not None and after is not None:
+            cache = cache._replace(position=after)
         return self.norm(hidden), cache
 
-    def hidden_states(self, x: Tokens, *, mask: Mask | None = None) -> Float[jax.Array, "s b l d"]:
+    def hidden_states(
+        self,
+        x: Tokens,
+        *,
+        mask: Mask | None = None,
+        positions: Int[Array, "b l"] | Int[Array, "b l 3"] | None = None,
+    ) -> Float[jax.Array, "s b l d"]:
         """What enters the first block, then the output of each, the last after the final norm: (depth+1 b l d)."""
         x = x.astype(jnp.float32)
-        states, _ = self._run(x, mask, None, None, None, None, every=True)
+        states, _ = self._run(x, mask, None, positions, None, None, every=True)
         return jnp.concatenate([x[None], states[:-1], self.norm(states[-1])[None]])
 
     def logits(self, x: Float[Array, "*b d"]) -> Float[jax.Array, "*b v"]:
@@ -251,8 +275,10 @@ class CausalLM(nnx.Module):
             remedy = "Ask for fewer new tokens, or shorten the prompt."
             raise errors.bad_argument("CausalLM", "length", length, f"at most max_length = {config.max_length}", remedy)
         one = ops.empty_cache(batch, length, block.groups, block.head_width, dtype=config.dtype)
+        if isinstance(self.layers, list):
+            return LMCache([one] * config.depth, np.zeros((batch,), np.int32))
         layers = jax.tree.map(lambda v: jnp.broadcast_to(v[None], (config.depth, *v.shape)), one)
-        return LMCache(layers, jnp.zeros((batch,), jnp.int32))
+        return LMCache(layers, np.zeros((batch,), np.int32))
 
     def prefill(
         self, tokens: Int[Array, "b l"], cache: LMCache, *, mask: Mask | None = None
@@ -284,15 +310,23 @@ class CausalLM(nnx.Module):
         config = self.config
         if positions is None:
             count = jnp.ones(x.shape[:2], jnp.int32) if mask is None else mask.astype(jnp.int32)
-            start = 0 if cache is None else cache.position[:, None]
+            start = 0 if cache is None else jnp.asarray(cache.position)[:, None]
             positions = jnp.maximum(jnp.cumsum(count, axis=1) - 1, 0) + start
-        angles = rope_angles(positions, config.block.head_width, base=config.rope_base, scaling=config.scaling)
+        angles = rope_angles(
+            positions,
+            config.block.head_width,
+            base=config.rope_base,
+            scaling=config.scaling,
+            sections=config.rope_sections,
+        )
+        options = dict(angles=angles, mask=mask, segment_ids=segment_ids, bias=bias)
+        fresh = cache is not None and cache.fresh
 
         def step(x, block, layer_cache):
-            x, layer_cache = block(x, angles=angles, mask=mask, segment_ids=segment_ids, bias=bias, cache=layer_cache)
+            x, layer_cache = block(x, cache=layer_cache, fresh=fresh, **options)
             return x, (x if every else None, layer_cache)
 
-        x, (states, layers) = apply_stack(
+        x, out = apply_stack(
             self.layers,
             step,
             x.astype(jnp.float32),
@@ -301,8 +335,9 @@ class CausalLM(nnx.Module):
             unroll=config.unroll_layers,
             remat=config.remat,
         )
+        states, layers = tuple(map(list, zip(*out, strict=True))) if isinstance(out, list) else out
         # A padded prompt's last token is real, and so is the largest position of its row.
-        cache = None if cache is None else LMCache(layers, positions.max(1) + 1)
+        cache = None if cache is None else LMCache(layers, positions.reshape(x.shape[0], -1).max(1) + 1)
         return (states if every else x), cache
 
 

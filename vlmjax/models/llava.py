@@ -1,8 +1,9 @@
 """LLaVA: a vision tower, a projector and a language model, with or without a merge of the visual tokens between."""
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -199,12 +200,39 @@ class Llava(nnx.Module):
         x = self.language.embed(jnp.where(tokens == self.config.image_token, 0, tokens), mask)
         if places is not None and visual is not None:
             return place(x, rearrange(visual, "n m d -> (n m) d"), places)
+        wanted = 0 if visual is None else visual.shape[0] * visual.shape[1]
+        here = self._here(tokens, mask, wanted, self.config.tokens_per_image if visual is None else visual.shape[1])
+        return x if visual is None else splice(x, rearrange(visual, "n m d -> (n m) d"), here)
+
+    def check_inputs(
+        self,
+        tokens: Int[Array, "b l"],
+        *,
+        mask: Mask | None = None,
+        images: Array | None = None,
+        merge: Callable | None = None,
+        places: Int[Array, "b l"] | None = None,
+        **how: Any,
+    ) -> None:
+        """Raises `ValueError` unless the text has as many image tokens as the images have visual tokens."""
+        if merge is not None or places is not None:  # how many a merge leaves is known once it has run
+            return
+        count = 0 if images is None else self._count(images, **how)
+        if count is not None:
+            self._here(jnp.asarray(tokens), mask, count, self.config.tokens_per_image)
+
+    def _count(self, images) -> int | None:
+        """The visual tokens of all images, None where that is not known before they are made."""
+        config, (n, *size) = self.config, images.shape[:3]
+        patches = math.prod(side // config.vision.patch_size for side in size)
+        return n * projected_tokens(config.projector, patches + config.vision.class_tokens - config.dropped)
+
+    def _here(self, tokens, mask, wanted, per_image):
+        """Where the image tokens are, of which there must be as many as wanted."""
         here = tokens == self.config.image_token
         here = here if mask is None else here & mask
         known = None if isinstance(here, jax.core.Tracer) else int(np.asarray(here).sum())
-        wanted = 0 if visual is None else visual.shape[0] * visual.shape[1]
         if known is not None and known != wanted:
-            per_image = self.config.tokens_per_image if visual is None else visual.shape[1]
             raise errors.bad_argument(
                 "Llava",
                 "tokens",
@@ -212,7 +240,7 @@ class Llava(nnx.Module):
                 f"a text with {wanted} image tokens",
                 f"Each image takes {per_image} of them.",
             )
-        return x if visual is None else splice(x, rearrange(visual, "n m d -> (n m) d"), here)
+        return here
 
     def _decode(self, tokens, images, mask, merge, cache, *, places=None, **how):
         """What the language model makes of a text with images; `how` goes to `project`."""

@@ -116,6 +116,9 @@ class LlavaNext(Llava):
         newlines = jnp.broadcast_to(self.newline[...].astype(x.dtype), (order.shape[0], x.shape[-1]))
         return place(newlines, x, order)[None]
 
+    def _count(self, images, order):  # type: ignore[override]
+        return len(order)
+
     def prefill(  # type: ignore[override]
         self,
         tokens: Int[Array, "b l"],

@@ -126,6 +126,9 @@ class Vila(Llava):
         x, cache = self._decode(tokens, images, mask, None, cache, places=places, blocks=blocks)
         return self.language.logits(x[:, -1]), cache
 
+    def _count(self, images, blocks=None):  # type: ignore[override]
+        return None if self.config.tiling == "scales" else super()._count(images)
+
     def project(  # type: ignore[override]
         self, images: Array, blocks: Sequence[tuple[int, int] | None] | None = None
     ) -> Float[jax.Array, "n m d"]:

@@ -18,6 +18,7 @@ SIZES = (
     "llama_nano",
     "qwen2_0_5b",
     "llava_1_5_7b",
+    "qwen2_vl_2b",
     "clip_vit_large_336",
 )
 
@@ -36,6 +37,8 @@ PARAMETERS = {
     "clip_vision_large_336": 303_507_456,
     "clip_vision_large": 303_179_776,
     "llava_1_5_7b": 7_063_427_072,
+    "qwen2_vl_2b": 2_208_985_600,
+    "qwen2_vl_7b": 8_291_375_616,
 }
 """Those that the published models have."""
 
@@ -68,6 +71,37 @@ def test_every_spelling_of_llava_is_read():
         back = table.to_ours(theirs, shapes)
         assert all(np.array_equal(back[name], ours[name]) for name in ours)
     assert "vision_tower.vision_model.pre_layrnorm.weight" in table.to_source(ours, era="transformers 4")
+
+
+def test_every_spelling_of_qwen2_vl_is_read():
+    config = registry.model_config("qwen2_vl_nano")
+    config = dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, depth=2, d_model=8, d_mlp=16, heads=2, d_out=16),
+        text=dataclasses.replace(
+            config.text, depth=2, d_model=16, d_mlp=16, heads=2, kv_heads=1, rope_sections=(1, 1, 2)
+        ),
+    )
+    (layout,) = registry.hf_layouts(registry.get_family("qwen2_vl"))
+    table, description = layout.table(config), layout.write(config)
+    shapes = model_arrays(nnx.eval_shape(lambda: registry.build("qwen2_vl", config)))
+    rng = np.random.default_rng(0)
+    ours = {name: rng.standard_normal(x.shape).astype(np.float32) for name, x in shapes.items()}
+    (era,) = table.eras
+    for theirs in (table.to_source(ours), table.to_source(ours, era=era.name)):
+        assert any("visual.blocks.1.attn.qkv.weight" in name for name in theirs)
+        back = table.to_ours(theirs, shapes)
+        assert all(np.array_equal(back[name], ours[name]) for name in ours)
+    flat = {**description, **description["text_config"], "model_type": "qwen2_vl", "text_config": None}
+    old = {name: x for name, x in flat.items() if name not in ("text_config", "rope_parameters")}
+    old["rope_scaling"] = {"type": "mrope", "mrope_section": [1, 1, 2]}
+    assert layout.read(old) == config  # as the hub's own files are
+    with pytest.raises(ValueError, match="with mrope_section"):
+        layout.read({**old, "rope_scaling": None})
+    changes = dict(gated=True, norm="rms", activation="silu", window=56, full_blocks=(1,))
+    vision = dataclasses.replace(config.vision, **changes)
+    windows = dataclasses.replace(config, vision=vision, tokens_per_second=2)
+    assert layout.read(layout.write(windows)) == windows
 
 
 def test_rotary_fields_in_both_forms():
