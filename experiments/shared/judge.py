@@ -28,9 +28,17 @@ def to_unit(images: Any) -> jax.Array:
 
 
 class Judge(nnx.Module):
-    """Three convolutions with layer norms, the mean over the image, and a linear head."""
+    """Three convolutions with layer norms, a linear map of the whole last map, so that places count, and a linear head.
 
-    def __init__(self, channels: int, classes: int, *, width: int = 32, rngs: nnx.Rngs):
+    Args:
+        shape: Rows, columns and channels of an image.
+        classes: How many.
+        width: The channels of the first convolution; the others have two and four times as many.
+        rngs: Source of the initial values.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: int = 32, rngs: nnx.Rngs):
+        rows, columns, channels = shape
         widths = [channels, width, 2 * width, 4 * width]
         self.convs = nnx.data(
             [
@@ -39,7 +47,8 @@ class Judge(nnx.Module):
             ]
         )
         self.norms = nnx.data([nnx.LayerNorm(after, rngs=rngs) for after in widths[1:]])
-        self.mix = nnx.Linear(4 * width, 2 * width, rngs=rngs)
+        places = -(-rows // 4) * -(-columns // 4)
+        self.mix = nnx.Linear(places * 4 * width, 2 * width, rngs=rngs)
         self.head = nnx.Linear(2 * width, classes, rngs=rngs)
 
     def features(self, images: jax.Array) -> jax.Array:
@@ -47,7 +56,7 @@ class Judge(nnx.Module):
         x = images
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = jax.nn.gelu(norm(conv(x)))
-        return jax.nn.gelu(self.mix(rearrange(x, "b y x d -> b (y x) d").mean(1)))
+        return jax.nn.gelu(self.mix(rearrange(x, "b y x d -> b (y x d)")))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         return self.head(self.features(images))
@@ -65,7 +74,7 @@ def train_judge(data: ImageData, *, epochs: int, seed: int, progress: bool = Tru
     Returns:
         The judge, and its accuracy on the test images.
     """
-    model = Judge(data.image_shape[2], data.num_classes, rngs=nnx.Rngs(seed))
+    model = Judge(data.image_shape, data.num_classes, rngs=nnx.Rngs(seed))
     batches = Batches(data.train_images, data.train_labels, min(128, len(data.train_images)), seed=seed)
     steps = epochs * batches.steps_per_epoch
     shift = dataclasses.replace(AugmentConfig.none(), crop_padding=1)
