@@ -1,6 +1,7 @@
 """Imports go one way, and each layer knows only what it may know."""
 
 import ast
+import graphlib
 
 import pytest
 
@@ -45,6 +46,21 @@ def violations() -> list[str]:
 
 def test_imports_go_one_way():
     assert violations() == []
+
+
+def test_no_import_circle():
+    """Inside a layer, too, of what modules import as they are loaded; `graphlib` names a circle."""
+    files = {
+        relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
+        for path in python_files(*LIBRARY)
+    }
+    graph = {}
+    for name, path in files.items():
+        modules = [module for module, _, top_level in imports(path) if top_level]
+        found = (m if m in files else m.rpartition(".")[0] for m in modules)
+        graph[name] = {module for module in found if module in files and module != name}
+    order = tuple(graphlib.TopologicalSorter(graph).static_order())
+    assert len(order) == len(files)
 
 
 def test_every_subpackage_has_a_layer():

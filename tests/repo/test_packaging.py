@@ -62,10 +62,11 @@ def test_the_first_example_of_the_readme_runs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_a_user")
-@pytest.mark.parametrize("page", ["index", "deploy", "own_training_loop", "state_space_layers"])
-def test_the_examples_of_a_page_run(page):
+@pytest.mark.parametrize("page", ["README", "index", "deploy", "own_training_loop", "state_space_layers"])
+def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {"__name__": page}
-    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    text = README if page == "README" else (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(compile(example, page, "exec"), names)
 
