@@ -17,6 +17,7 @@ __all__ = [
     "as_float_dtype",
     "as_sizes",
     "check_array",
+    "check_call",
     "check_elapsed",
     "check_lengths",
     "check_mask",
@@ -25,7 +26,6 @@ __all__ = [
     "check_real",
     "check_segment_ids",
     "check_step_range",
-    "check_tokens",
     "known_options",
     "refuse_over",
 ]
@@ -35,7 +35,7 @@ TWO_FEATURES = "Real and imaginary parts are two features: jnp.concatenate([u.re
 
 
 def as_float_dtype(where: str, dtype: Any) -> np.dtype:
-    """The dtype of an output, by whatever name; raises `ValueError` unless it is a floating one.
+    """Returns the dtype of an output, by whatever name; raises `ValueError` unless it is a floating one.
 
     >>> as_float_dtype("S5", "float32") == as_float_dtype("S5", jnp.float32)
     True
@@ -65,8 +65,8 @@ def check_array(where: str, name: str, x: Any, sizes: tuple[int | None, ...], wa
         where: The public class, for the message.
         name: The argument.
         x: What came.
-        sizes: Of its axes.
-        wanted: The same in words.
+        sizes: The sizes of its axes, of which None is any.
+        wanted: The sizes in words.
         remedy: What is likely wrong with an array of other sizes.
     """
     shape = getattr(x, "shape", None)
@@ -76,10 +76,27 @@ def check_array(where: str, name: str, x: Any, sizes: tuple[int | None, ...], wa
         raise errors.bad_shape(where, name, x, wanted, remedy)
 
 
-def check_tokens(where: str, u: Any, d_model: int) -> None:
-    """Raises `ValueError` unless `u` is (b l d) of real numbers."""
+def check_call(where: str, u: Any, d_model: int, *, mask: Any, segment_ids: Any, rate: Any, return_state: Any) -> None:
+    """What the call of a time-invariant mixer checks of its arguments, at once and nowhere else.
+
+    Args:
+        where: The public class, for messages.
+        u: Must be (b l d) of real numbers.
+        d_model: `d`.
+        mask: Must be None or (b l), see `check_mask`.
+        segment_ids: Must be None or (b l) of integers.
+        rate: Must be a positive number, see `check_rate`.
+        return_state: Must be True or False.
+    """
+    errors.require_flags(where, return_state=return_state)
     check_array(where, "u", u, (None, None, d_model), f"(b, l, {d_model})", "Features are last, time is second.")
-    check_real(where, "u", u, f"(b, l, {d_model})")
+    if jnp.issubdtype(u.dtype, jnp.complexfloating):
+        raise errors.bad_shape(where, "u", u, f"(b, l, {d_model}) of real numbers", TWO_FEATURES)
+    if mask is not None:
+        check_mask(where, mask, u.shape[:2])
+    if segment_ids is not None:
+        check_segment_ids(where, segment_ids, u.shape[:2])
+    check_rate(where, rate)
 
 
 def check_real(where: str, name: str, x: Any, shape: str, remedy: str = TWO_FEATURES) -> None:
@@ -121,7 +138,7 @@ def check_lengths(where: str, lengths: Any, shape: tuple[int, int]) -> None:
 
 
 def known_options(*kinds: type) -> set[str]:
-    """The names of the keyword arguments of a layer and of its kernel.
+    """Returns the names of the keyword arguments of a layer and of its kernel.
 
     >>> from ssmjax.layers import LRU
     >>> "r_min" in known_options(LRU)

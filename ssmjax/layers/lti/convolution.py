@@ -4,6 +4,7 @@ A layer owns a kernel module, with
 
     kernel.taps(length, rate) -> (c l h)                the convolution kernels, of arguments that are checked
     kernel.recurrence(rate)                             the discretized state space, see `Recurrence`
+    kernel.discretized(rate)                            the same, of a rate that is checked
     kernel.carried(state, length, rate) -> (b c l h)    what a state adds to the outputs of the steps after it
     kernel.last_state(u, steps, state, rate)            the state after a sequence, without a scan
     kernel.init_state(batch)                            zeros
@@ -23,12 +24,10 @@ from ssmjax.layers.common.checks import (
     as_float_dtype,
     as_sizes,
     check_array,
-    check_mask,
+    check_call,
     check_options,
-    check_rate,
     check_real,
     check_segment_ids,
-    check_tokens,
 )
 from ssmjax.layers.common.mixer import PackedState, bare_state, begins_segment, enter_state, leave_state
 from ssmjax.layers.common.padding import compact
@@ -50,9 +49,9 @@ class ConvolutionLayer(nnx.Module):
     Args:
         d_model: The width of a token, `h`.
         channels: How many outputs a feature has, `c`.
-        bidirectional: See `Bidirectional`.
-        dtype: Of the output.
-        param_dtype: Of `D`.
+        bidirectional: A choice of `Bidirectional`.
+        dtype: The dtype of the output.
+        param_dtype: The dtype of `D`.
         rngs: Source of its initial values, which are standard normal.
     """
 
@@ -112,10 +111,8 @@ class ConvolutionLayer(nnx.Module):
             ValueError: A shape or the mode does not fit, the rate is not positive, or a state is asked of a layer that
                 runs in both directions, or for more tokens than its kernel has taps.
         """
-        errors.require_flags(self._name, return_state=return_state)
-        stateful = state is not None or return_state
         mode = "scan" if mode == "auto" and segment_ids is not None else mode
-        self._check(u, mask, segment_ids, state, rate, mode, stateful)
+        self._check(u, mask, segment_ids, state, return_state, rate, mode)
         padding = None if mask is None else compact(mask)
         x = u.astype(jnp.float32)
         if padding is not None:
@@ -138,7 +135,7 @@ class ConvolutionLayer(nnx.Module):
         return y, leave_state(_compat.split_as(self.init_state(u.shape[0]), u) if last is None else last, segment)
 
     def init_state(self, batch: int) -> Inexact[jax.Array, "b d n"]:
-        """The state before the first token: zeros.
+        """Returns the state before the first token: zeros.
 
         >>> from ssmjax.layers import S4D
         >>> S4D(8, d_state=4, rngs=nnx.Rngs(0)).init_state(3).shape
@@ -147,7 +144,7 @@ class ConvolutionLayer(nnx.Module):
         return self.kernel.init_state(batch)
 
     def recurrence(self, rate: float | Array = 1.0) -> Any:
-        """The discretized state space, to be computed once before many steps; see `step`."""
+        """Returns the discretized state space, to be computed once before many steps; see `step`."""
         self._check_one_direction()
         return self.kernel.recurrence(rate)
 
@@ -168,7 +165,7 @@ class ConvolutionLayer(nnx.Module):
                 recurrence with states of its own (S4's "diagonal") makes one of it: `recurrence.enter(state)`.
             segment_ids: (b), the packed sequence that the token belongs to; another one than that of the state starts
                 anew.
-            rate: As in a call.
+            rate: The factor on the step sizes, as in a call.
             recurrence: What `recurrence` returns, so that it need not be computed in every step; then `rate` has no
                 effect.
 
@@ -229,7 +226,7 @@ class ConvolutionLayer(nnx.Module):
     def _scan(
         self, x: Tokens, real: Mask | None, begins: Mask | None, state: Any, rate: float | Array
     ) -> tuple[Any, Any]:
-        recurrence = self.kernel.recurrence(rate)
+        recurrence = self.kernel.discretized(rate)
         C, c = recurrence.C, self.channels
         state = self.init_state(x.shape[0]) if state is None else state
         y, last = scan(recurrence._replace(C=C[:c]), x, real, state, begins)
@@ -252,17 +249,16 @@ class ConvolutionLayer(nnx.Module):
     def _skip(self, x: Tokens) -> Float[jax.Array, "b c l d"]:
         return self.D[...].astype(jnp.float32)[None, :, None] * x[:, None]
 
-    def _check(self, u: Any, mask: Any, segment_ids: Any, state: Any, rate: Any, mode: str, stateful: bool) -> None:
+    def _check(self, u, mask, segment_ids, state, return_state, rate, mode) -> None:
         where = self._name
-        check_tokens(where, u, self.d_model)
-        check_mask(where, mask, u.shape[:2])
-        check_segment_ids(where, segment_ids, u.shape[:2])
+        options = dict(mask=mask, segment_ids=segment_ids, rate=rate, return_state=return_state)
+        check_call(where, u, self.d_model, **options)
+        stateful = state is not None or return_state
         if segment_ids is not None and mode == "conv":
             remedy = "A kernel reaches across packed sequences; the scan starts anew at each."
             raise errors.bad_argument(where, "mode", mode, "'scan' or 'auto' with segment_ids", remedy)
         if mode not in get_args(Mode):
             raise ValueError(f"{where}: {errors.unknown_name('mode', mode, get_args(Mode))}")
-        check_rate(where, rate)
         if stateful:
             self._check_one_direction()
         if (stateful or mode == "scan") and u.shape[1] > (taps := self._taps(u.shape[1], rate)):
@@ -275,7 +271,7 @@ class ConvolutionLayer(nnx.Module):
             )
 
     def _as_state(self, state: Any) -> Inexact[jax.Array, "b d n"]:
-        """A state in the dtype of this layer's own."""
+        """Returns a state in the dtype of this layer's own."""
         real = getattr(self.kernel, "real", False)
         if real and jnp.iscomplexobj(state):
             raise errors.bad_shape(self._name, "state", state, "real, as its modes are", "`init_state(b)` makes one.")
@@ -295,7 +291,7 @@ class ConvolutionLayer(nnx.Module):
 
 
 def longest(where: str, l_max: int, rate: float | Array) -> int:
-    """How many samples a length of `l_max` is at a rate, at least one.
+    """Returns how many samples a length of `l_max` is at a rate, at least one.
 
     Args:
         where: The public class, for messages.

@@ -12,24 +12,17 @@ from jax.typing import DTypeLike
 from ssmjax import errors, ops
 from ssmjax.init.diagonal import DIAGONALS, diagonal_modes
 from ssmjax.init.step_size import log_step_size
-from ssmjax.layers.common.checks import as_sizes, check_rate, check_step_range, refuse_over
+from ssmjax.layers.common.checks import as_sizes, check_step_range
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.lti.convolution import Bidirectional, ConvolutionLayer, longest
+from ssmjax.layers.lti.diagonal_kernel import DiagonalTaps
 from ssmjax.layers.lti.s4d import DIAGONAL_RULES
 from ssmjax.layers.lti.state_space import as_complex, as_real, positive
 from ssmjax.ops._numerics.pairs import as_pair, reciprocal
 from ssmjax.ops._numerics.transition import power_sum
-from ssmjax.ops.recurrences.diagonal import (
-    EPSILON,
-    DiagonalRecurrence,
-    carried,
-    inverse,
-    last_state,
-    softmax_epsilon,
-    transition_rule,
-)
+from ssmjax.ops.recurrences.diagonal import EPSILON, DiagonalRecurrence, inverse, softmax_epsilon, transition_rule
 from ssmjax.ops.vandermonde.api import diagonal_taps
-from ssmjax.shapes import Array, Complex, Float, Inexact, Int
+from ssmjax.shapes import Array, Complex, Float
 
 __all__ = ["DSS", "DSSKernel", "Parametrization"]
 
@@ -37,7 +30,7 @@ Parametrization = Literal["clip", "exp", "exp-re-im"]
 """How the spectrum is stored: as it is, with a bound on its real part; or with logarithms of its parts."""
 
 
-class DSSKernel(nnx.Module):
+class DSSKernel(DiagonalTaps):
     r"""The convolution kernels of DSS.
 
         K_l = Re sum_n W_n / Lambda_n e^(l x_n) / sum_(j < L) e^(j x_n)        discretization="softmax"
@@ -59,9 +52,9 @@ class DSSKernel(nnx.Module):
         l_max: With "softmax", the length L that modes are normalized over, and the longest convolution: then sequences
             may come in chunks and steps, also beyond L together. None: the length of each sequence, which has neither.
         dt_min: The smallest initial step size.
-        dt_max: The largest.
+        dt_max: The largest initial step size.
         separate_dt: Whether the real and the imaginary part have step sizes of their own.
-        param_dtype: Of the parameters.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Attributes:
@@ -75,6 +68,8 @@ class DSSKernel(nnx.Module):
     >>> DSSKernel(8, d_state=4, rngs=nnx.Rngs(0))(100).shape
     (1, 100, 8)
     """
+
+    layer = "DSS"
 
     def __init__(
         self,
@@ -129,30 +124,8 @@ class DSSKernel(nnx.Module):
                 log_im = jnp.log(jnp.maximum(modes.imag, 1e-4))
                 self.Lambda_log_im = parameter(log_im.astype(param_dtype), "A")
 
-    def __call__(
-        self, length: int, rate: float | Array = 1.0, over: Int[Array, " b"] | None = None
-    ) -> Float[jax.Array, "*b c l h"]:
-        """The kernels.
-
-        Args:
-            length: How many taps.
-            rate: A factor on the step sizes: 2 for an input sampled at half the rate.
-            over: Lengths of several kernels, with "softmax" and no `l_max`: zeros follow up to `length`.
-
-        Returns:
-            (c l h), or (b c l h) with `over`.
-
-        Raises:
-            ValueError: The length or the rate is not positive, the length is beyond `l_max`, or there is an `over` and
-                modes are not normalized over the length.
-        """
-        check_rate("DSS", rate)
-        if not self.depends_on_length:
-            refuse_over("DSS", over)
-        return self.taps(errors.as_int("DSS", "length", length, least=1), rate, over)
-
     def taps(self, length: int, rate: float | Array, over: Array | None = None) -> Float[jax.Array, "*b c l h"]:
-        """The kernels, of arguments that a layer has checked."""
+        """Returns the kernels, of arguments that are checked."""
         A, dt = self.scaled(rate)
         if self.discretization == "softmax":
             modes = self.modes_of_all()[None]
@@ -160,7 +133,7 @@ class DSSKernel(nnx.Module):
             epsilon = softmax_epsilon(A, dt, modes)
             most = self._normalized_over(length, rate)
             return ops.softmax_kernel(weights, A, most, dt=dt, epsilon=epsilon, over=over)[..., :length, :]
-        _, B_bar, C = self.recurrence(rate)
+        _, B_bar, C = self.discretized(rate)
         return diagonal_taps(C * B_bar[None], A, dt, length, transition_rule(self.discretization))
 
     def modes_of_all(self) -> Complex[jax.Array, " n"]:
@@ -175,19 +148,18 @@ class DSSKernel(nnx.Module):
         return jax.lax.complex(re, positive(self.Lambda_log_im[...], "exp"))
 
     def scaled(self, rate: float | Array = 1.0) -> tuple[Complex[jax.Array, "h n"], Float[jax.Array, "h n"]]:
-        """A and step sizes, `dt A = x`: the step sizes are the imaginary part's, which keeps angles exact."""
+        """Returns A and step sizes, `dt A = x`: the step sizes are the imaginary part's, which keeps angles exact."""
         dt = positive(self.log_dt[...], "exp").reshape(self.d_model, -1)
         modes = self.modes_of_all()[None]
         A = jax.lax.complex(modes.real * (dt[:, :1] / dt[:, -1:]), jnp.broadcast_to(modes.imag, self._shape))
         return A, jnp.broadcast_to(rate * dt[:, -1:], self._shape)
 
-    def recurrence(self, rate: float | Array = 1.0) -> DiagonalRecurrence:
-        """The discretized state space.
+    def discretized(self, rate: float | Array) -> DiagonalRecurrence:
+        """Returns the discretized state space, of a rate that is checked.
 
         Raises:
             ValueError: Modes are normalized over the length of each sequence, or may grow.
         """
-        check_rate("DSS", rate)
         A, dt = self.scaled(rate)
         C = 0.5 * as_complex(self.W[...].astype(jnp.float32))  # a diagonal recurrence counts twice
         if self.discretization != "softmax":
@@ -203,24 +175,8 @@ class DSSKernel(nnx.Module):
         weights = jax.lax.complex(*reciprocal(total, softmax_epsilon(A, dt, modes))) * inverse(modes)
         return DiagonalRecurrence(ops.discretize(A, dt, "dirac")[0], jnp.ones_like(A), C * weights[None])
 
-    def carried(
-        self, state: Inexact[Array, "b h n"], length: int, rate: float | Array = 1.0
-    ) -> Float[jax.Array, "b c l h"]:
-        """What a state adds to the outputs of the steps after it."""
-        return carried(self.recurrence(rate), *self.scaled(rate), self.discretization, state, length)
-
-    def last_state(
-        self,
-        u: Float[Array, "b l h"],
-        steps: Int[Array, " b"],
-        state: Inexact[Array, "b h n"] | None,
-        rate: float | Array = 1.0,
-    ) -> Inexact[jax.Array, "b h n"]:
-        """The state after inputs that end at the last place of `u`, `steps` of them, with zeros before."""
-        return last_state(self.recurrence(rate), *self.scaled(rate), self.discretization, u, steps, state)
-
     def init_state(self, batch: int) -> Complex[jax.Array, "b h n"]:
-        """The state before the first token: zeros."""
+        """Returns the state before the first token: zeros."""
         return jnp.zeros((batch, *self._shape), jnp.complex64)
 
     @property
@@ -263,8 +219,8 @@ class DSS(ConvolutionLayer):
         channels: How many outputs a feature has, `c`.
         bidirectional: "none"; "exclusive": a second kernel reads strictly future inputs (S4's school); "inclusive": it
             reads the present one too (S5's).
-        dtype: Of the output. Everything within is float32.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the output. Everything within is float32.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
         **options: Those of `DSSKernel`, such as `discretization="zoh"`; with the default, "softmax", chunks and steps
             need `l_max`.
@@ -274,7 +230,7 @@ class DSS(ConvolutionLayer):
         D: (c h).
 
     Raises:
-        ValueError: As `DSSKernel`.
+        ValueError: An argument is wrong, as in `DSSKernel`.
 
     >>> import jax.numpy as jnp
     >>> layer = DSS(8, d_state=4, l_max=6, rngs=nnx.Rngs(0))

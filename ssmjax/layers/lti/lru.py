@@ -31,8 +31,8 @@ class LRU(ScanLayer):
         max_phase: The largest initial angle of lambda; the paper takes pi / 50 for Path-X.
         bidirectional: "none"; "inclusive": both directions read the present input; "exclusive": the reverse direction
             reads strictly future inputs.
-        dtype: Of the products with B and C, and of the output. The scan and its state are float32 whatever it is.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the products with B and C and of the output. The scan and its state are always float32.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Attributes:

@@ -17,12 +17,10 @@ from ssmjax.layers.common.checks import (
     as_float_dtype,
     as_sizes,
     check_array,
+    check_call,
     check_elapsed,
-    check_mask,
-    check_rate,
     check_real,
     check_segment_ids,
-    check_tokens,
 )
 from ssmjax.layers.common.mixer import PackedState, bare_state, begins_segment, enter_state, leave_state
 from ssmjax.layers.common.padding import Compaction, compact
@@ -65,13 +63,13 @@ class ScanLayer(nnx.Module):
         self.dtype = as_float_dtype(where, dtype)
 
     def _matrices(self) -> Matrices:
-        """The maps into and out of the state."""
+        """Returns the maps into and out of the state."""
         raise NotImplementedError
 
     def _discretize(
         self, rate: float | Array, dts: Float[Array, "b l"] | None
     ) -> tuple[Complex[Array, "*steps p"], Float[Array, "*steps p"] | Complex[Array, "*steps p"]]:
-        """The decay and the gain: (p) if every step is alike, or (b l p) with a length for each."""
+        """Returns the decay and the gain: (p) if every step is alike, or (b l p) with a length for each."""
         raise NotImplementedError
 
     def __call__(
@@ -140,7 +138,7 @@ class ScanLayer(nnx.Module):
         return y, leave_state(last if padding is None else _state_at(h, padding.lengths, state), segment)
 
     def init_state(self, batch: int) -> Complex[jax.Array, "b p"]:
-        """The state before the first token: zeros."""
+        """Returns the state before the first token: zeros."""
         return jnp.zeros((batch, self.modes), jnp.complex64)
 
     def step(
@@ -159,7 +157,7 @@ class ScanLayer(nnx.Module):
             state: (b p), the state before it, from `init_state`, `step` or a call with `return_state=True`.
             segment_ids: (b), the packed sequence that the token belongs to; another one than that of the state starts
                 anew.
-            rate: As in a call.
+            rate: The factor on the step sizes, as in a call.
             dts: (b), as in a call.
 
         Returns:
@@ -186,7 +184,7 @@ class ScanLayer(nnx.Module):
     def _read(
         self, states: list[Complex[Array, "b l p"]], C: tuple[Complex[Array, "h p"], ...]
     ) -> Float[jax.Array, "b l h"]:
-        """The sum over directions of `Re C x`, as one real product, accumulated in float32."""
+        """Returns the sum over directions of `Re C x`, as one real product, accumulated in float32."""
         parts = jnp.concatenate([part for x in states for part in (x.real, x.imag)], axis=-1).astype(self.dtype)
         weight = jnp.concatenate([part for c in C for part in (c.real, -c.imag)], axis=-1).T.astype(self.dtype)
         return self._product(parts, weight)
@@ -215,10 +213,8 @@ class ScanLayer(nnx.Module):
 
     def _check(self, u, mask, segment_ids, state, return_state, rate, mode, dts) -> None:
         where = type(self).__name__
-        check_tokens(where, u, self.d_model)
-        check_mask(where, mask, u.shape[:2])
-        check_segment_ids(where, segment_ids, u.shape[:2])
-        errors.require_flags(where, return_state=return_state)
+        options = dict(mask=mask, segment_ids=segment_ids, rate=rate, return_state=return_state)
+        check_call(where, u, self.d_model, **options)
         wanted = u.shape[0], self.modes
         if dts is not None:
             check_array(where, "dts", dts, u.shape[:2], f"(b, l) = {u.shape[:2]}", "It has one value a token of u.")
@@ -231,7 +227,6 @@ class ScanLayer(nnx.Module):
         if self.bidirectional != "none" and (state is not None or return_state):
             remedy = "The reverse direction needs the whole sequence; for a state, use bidirectional='none'."
             raise errors.bad_argument(where, "bidirectional", self.bidirectional, "'none' to carry a state", remedy)
-        check_rate(where, rate)
         check_elapsed(where, dts, mask)
 
 
@@ -244,7 +239,7 @@ def _state_at(h: Complex[Array, "b l p"], lengths: Array, state: Complex[Array, 
 
 
 def _cut(decay: Complex[Array, "*steps p"], where: Bool[Array, "b l"] | None) -> Complex[jax.Array, "..."]:
-    """The decays with zeros, (b l p), where a sequence begins that must not see the one before it."""
+    """Returns the decays with zeros, (b l p), where a sequence begins that must not see the one before it."""
     if where is None:
         return decay
     return jnp.where(where[..., None], 0, decay if decay.ndim == 3 else decay[None, None])
@@ -253,7 +248,7 @@ def _cut(decay: Complex[Array, "*steps p"], where: Bool[Array, "b l"] | None) ->
 def _until_the_next(
     dts: Float[Array, "b l"], padding: Compaction | None, ends: Bool[Array, "b l"] | None
 ) -> Float[jax.Array, "b l"]:
-    """The time from each event to the one after it; 1 at the last, where the reverse direction begins."""
+    """Returns the time from each event to the one after it; 1 at the last, where the reverse direction begins."""
     if padding is not None:
         dts = jnp.where(padding.mask, dts, 1.0)
     following = jnp.concatenate([dts[:, 1:], jnp.ones_like(dts[:, :1])], axis=1)[:, : dts.shape[1]]

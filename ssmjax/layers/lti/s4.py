@@ -61,16 +61,16 @@ class DPLRKernel(StateSpaceParameters):
         copies: How many independent (A, B, P) there are, `s`: feature `h` uses copy `h mod s`. None: one a feature.
         init: How A, B and P start: "legs", "legt", "fout", "hippo", ...; see `ssmjax.init.diagonal.state_space`.
         B_init: How B starts, for a diagonal initialization.
-        rank: Of the low-rank part, `r`; "legt" needs 2.
+        rank: The rank of the low-rank part, `r`; "legt" needs 2.
         dt_min: The smallest initial step size.
-        dt_max: The largest.
+        dt_max: The largest initial step size.
         dt_transform: As in `DiagonalKernel`; so are the next two.
         real_transform: What makes the real part of -A positive.
-        imag_transform: The same of its imaginary part, or "none".
+        imag_transform: What makes the imaginary part of -A positive, or "none".
         bandlimit: Drops entries of C~ whose modes turn by this fraction of the largest frequency or more, or None.
         conj_sym: False stores all N modes, which then need not come in pairs, and counts each once.
         frozen: Which of "dt", "A", "B", "C" and "P" are not trained.
-        param_dtype: Of the parameters.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Attributes:
@@ -150,30 +150,33 @@ class DPLRKernel(StateSpaceParameters):
             ValueError: The length or the rate is not positive, the rate has no value (under a transform such as
                 `jax.jit`), or C~ is made for shorter kernels.
         """
+        check_rate("S4", rate)
         return self.taps(length, rate)
 
     def taps(self, length: int, rate: float) -> Float[jax.Array, "c l h"]:
-        """As a call, by the name that all kernels of layers have."""
-        system = self.system(rate)
-        return ops.dplr_kernel(*system, self._length(length, rate))[:, :length]
+        """Returns the kernels, of a rate that is checked."""
+        return ops.dplr_kernel(*self._system(rate), self._length(length, rate))[:, :length]
 
     def system(self, rate: float = 1.0) -> DPLR:
-        """The continuous state space, complex64, one mode of each conjugate pair.
+        """Returns the continuous state space, complex64, one mode of each conjugate pair.
 
         Without conjugate symmetry, `K = Re C A^l B` is the kernel of a symmetric system of rank 2r: with `P / sqrt(2)`
         and `i P / sqrt(2)`, the products that would couple the modes to their conjugates cancel.
         """
         check_rate("S4", rate)
+        return self._system(rate)
+
+    def _system(self, rate: float) -> DPLR:
         P = self._tile(self._numbers(self.P))
         if not self.conj_sym:
             P = jnp.concatenate([P, 1j * P]) * 0.5**0.5
         return DPLR(self.A(), P, self.input_vectors(), self.output_vectors(), self.step_sizes(rate)[:, 0])
 
     def recurrence(self, rate: float = 1.0, form: StepForm = "dense") -> DPLRRecurrence:
-        """The discretized state space; C is recovered from C~.
+        """Returns the discretized state space; C is recovered from C~.
 
         Args:
-            rate: As in a call.
+            rate: The factor on the step sizes, as in a call.
             form: "dense": a matrix of 2n x 2n real numbers a feature. "linear": O(n) numbers and operations a step, by
                 the Woodbury identity (section 3.3 of S4). "diagonal": in the eigenbasis of `A_bar`, found on the host
                 in float64, with states of its own; see `EigenRecurrence`. That is exact for FouT. Where
@@ -185,15 +188,24 @@ class DPLRKernel(StateSpaceParameters):
         """
         if form not in get_args(StepForm):
             raise ValueError(f"S4: {errors.unknown_name('form', form, get_args(StepForm))}")
-        squares, B_bar, C = self._discretized(rate)
+        check_rate("S4", rate)
+        steps = self.discretized(rate)
         if form == "linear":
-            return linear_form(self.system(rate), C)
-        steps = DenseRecurrence(squares[0], B_bar, C)
+            return linear_form(self._system(rate), steps.C)
         return diagonal_form(steps) if form == "diagonal" else steps
 
+    def discretized(self, rate: float) -> DenseRecurrence:
+        """Returns the dense recurrence, of a rate that is checked: a real row C such that `y = C x`."""
+        A, P, B, C, dt = self._system(rate)
+        E, B_bar = dense.bilinear(dense.real_matrix(A, P), dense.real_vector(B), dt)
+        squares, power = dense.powers(E, self._length(1, rate))
+        row = jnp.moveaxis(2 * _output_row(C), 0, -1)
+        C = -jnp.linalg.solve(jnp.swapaxes(power, -1, -2), row)
+        return DenseRecurrence(squares[0], B_bar, jnp.moveaxis(C, -1, 0))
+
     def carried(self, state: Complex[Array, "b h n"], length: int, rate: float = 1.0) -> Float[jax.Array, "b c l h"]:
-        """What a state adds to the outputs of the steps after it, `2 Re C A_bar^(l+1) x`."""
-        A, P, _, C, dt = self.system(rate)
+        """Returns what a state adds to the outputs of the steps after it, `2 Re C A_bar^(l+1) x`."""
+        A, P, _, C, dt = self._system(rate)
         shared = 2 * jnp.einsum("rhn,bhn->brh", P.conj(), state, precision="highest").real
         driven = A[None] * state - jnp.einsum("rhn,brh->bhn", P, shared.astype(P.dtype), precision="highest")
         B = state / dt[None, :, None].astype(state.dtype) + 0.5 * driven
@@ -206,8 +218,8 @@ class DPLRKernel(StateSpaceParameters):
         state: Complex[Array, "b h n"] | None,
         rate: float = 1.0,
     ) -> Complex[jax.Array, "b h n"]:
-        """The state after inputs that end at the last place of `u`, `steps` of them, with zeros before."""
-        A, P, B, _, dt = self.system(rate)
+        """Returns the state after inputs that end at the last place of `u`, `steps` of them, with zeros before."""
+        A, P, B, _, dt = self._system(rate)
         E, B_bar = dense.bilinear(dense.real_matrix(A, P), dense.real_vector(B), dt)
         squares, _ = dense.powers(E, u.shape[1])
         x = dense.state_after(squares, B_bar, u)
@@ -216,7 +228,7 @@ class DPLRKernel(StateSpaceParameters):
         return jax.lax.complex(*jnp.split(x, 2, axis=-1))
 
     def extend(self, length: int) -> "DPLRKernel":
-        """A kernel with the same values and a C~ for more of them; this one stays as it is.
+        """Returns a kernel with the same values and a C~ for more of them; this one stays as it is.
 
         `C (1 - A_bar^2L) = C~ (1 + A_bar^L)`: `l_kernel` is doubled until it is `length` at least. The new kernel is as
         if built with that as its `l_max`, and so must be whatever its state is read back into.
@@ -269,18 +281,9 @@ class DPLRKernel(StateSpaceParameters):
         self.l_kernel = length
 
     def _powers(self, rate: float, length: int) -> tuple[list[jax.Array], jax.Array]:
-        A, P, B, _, dt = self.system(rate)
+        A, P, B, _, dt = self._system(rate)
         E, _ = dense.bilinear(dense.real_matrix(A, P), dense.real_vector(B), dt)
         return dense.powers(E, length)
-
-    def _discretized(self, rate: float) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-        """The `A_bar^(2^k) - 1`, B_bar and the row of C, such that `y = C x`, all real."""
-        A, P, B, C, dt = self.system(rate)
-        E, B_bar = dense.bilinear(dense.real_matrix(A, P), dense.real_vector(B), dt)
-        squares, power = dense.powers(E, self._length(1, rate))
-        row = jnp.moveaxis(2 * _output_row(C), 0, -1)
-        C = -jnp.linalg.solve(jnp.swapaxes(power, -1, -2), row)
-        return squares, B_bar, jnp.moveaxis(C, -1, 0)
 
     def _store(self, row: Float[Array, "c h m"]) -> None:
         re, im = jnp.split(row, 2, axis=-1)
@@ -313,8 +316,8 @@ class S4(ConvolutionLayer):
         channels: How many outputs a feature has, `c`.
         bidirectional: "none"; "exclusive": a second kernel reads strictly future inputs (S4's school); "inclusive": it
             reads the present one too (S5's).
-        dtype: Of the output. Everything within is float32.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the output. Everything within is float32.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
         **options: Those of `DPLRKernel`, such as `init="fout"`.
 
@@ -323,7 +326,7 @@ class S4(ConvolutionLayer):
         D: (c h).
 
     Raises:
-        ValueError: As `DPLRKernel`.
+        ValueError: An argument is wrong, as in `DPLRKernel`.
 
     >>> import jax.numpy as jnp
     >>> layer = S4(8, d_state=4, l_max=6, rngs=nnx.Rngs(0))
@@ -352,13 +355,13 @@ class S4(ConvolutionLayer):
         self._add_kernel(DPLRKernel, d_state=d_state, l_max=l_max, param_dtype=param_dtype, rngs=rngs, **options)
 
     def recurrence(self, rate: float = 1.0, form: StepForm = "dense") -> DPLRRecurrence:
-        """The discretized state space, to be computed once before many steps; see `DPLRKernel.recurrence`."""
+        """Returns the discretized state space, to be computed once before many steps; see `DPLRKernel.recurrence`."""
         self._check_one_direction()
         return self.kernel.recurrence(rate, form)
 
 
 def _output_row(C: Complex[Array, "c h n"]) -> Float[jax.Array, "c h m"]:
-    """The real row with which `Re C s = row [Re s, Im s]`."""
+    """Returns the real row with which `Re C s = row [Re s, Im s]`."""
     return jnp.concatenate([C.real, -C.imag], axis=-1)
 
 

@@ -6,22 +6,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.common.checks import check_rate, refuse_over
 from ssmjax.layers.lti.convolution import Bidirectional, ConvolutionLayer
+from ssmjax.layers.lti.diagonal_kernel import DiagonalTaps
 from ssmjax.layers.lti.state_space import StateSpaceParameters
-from ssmjax.ops._checks import STATIC
 from ssmjax.ops.discretize.api import discretized
-from ssmjax.ops.recurrences.diagonal import (
-    EPSILON,
-    DiagonalRecurrence,
-    carried,
-    inverse,
-    last_state,
-    softmax_epsilon,
-    transition_rule,
-)
+from ssmjax.ops.recurrences.diagonal import EPSILON, DiagonalRecurrence, inverse, softmax_epsilon, transition_rule
 from ssmjax.ops.vandermonde.api import diagonal_taps
-from ssmjax.shapes import Array, Float, Inexact, Int
+from ssmjax.shapes import Array, Float, Inexact
 
 __all__ = ["DIAGONAL_RULES", "S4D", "DiagonalKernel"]
 
@@ -32,7 +23,7 @@ NORMALIZED = ("softmax", "dss")
 """Both normalize the modes over the length; "dss" bounds what it divides by as the code of S4 and of DSS does."""
 
 
-class DiagonalKernel(StateSpaceParameters):
+class DiagonalKernel(DiagonalTaps, StateSpaceParameters):
     r"""The convolution kernels of diagonal state spaces, one a feature and channel: S4D's parameters.
 
         K_l = 2 Re sum_n C_n A_bar_n^l B_bar_n,    A = -f(A_real) - i g(A_imag),
@@ -50,17 +41,17 @@ class DiagonalKernel(StateSpaceParameters):
             "dss": modes are normalized over the kernel's length, as in DSS, see `NORMALIZED`. "async" differs from
             "zoh" at another `rate`: an input then lasts as long as at 1.
         dt_min: The smallest initial step size.
-        dt_max: The largest.
+        dt_max: The largest initial step size.
         dt_transform: What makes step sizes positive: "exp", "softplus", "relu", "sigmoid" or "clip".
         dt_tie: One step size a feature; False: one a mode.
         real_transform: What makes the real part of -A positive; the same names.
-        imag_transform: The same of its imaginary part, or "none", which leaves it free.
+        imag_transform: What makes the imaginary part of -A positive, or "none", which leaves it free.
         bandlimit: Drops the modes that turn by this fraction of the largest frequency or more (section 3.3 of S4ND,
             https://arxiv.org/abs/2210.06583), or None.
         real: A, B and C are real: N decays, an exponential moving average, still counted twice.
         conj_sym: False stores all N modes, which then need not come in pairs, and counts each once.
         frozen: Which of "dt", "A", "B" and "C" are not trained: a `Frozen` variable, not an `nnx.Param`.
-        param_dtype: Of the parameters.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Attributes:
@@ -75,7 +66,11 @@ class DiagonalKernel(StateSpaceParameters):
     >>> kernel = DiagonalKernel(8, d_state=4, init="diag-lin", rngs=nnx.Rngs(0))
     >>> kernel(100).shape
     (1, 100, 8)
+    >>> bool(jnp.allclose(kernel(8, rate=1.0)[:, :4], kernel(4), atol=1e-6))
+    True
     """
+
+    layer = "S4D"
 
     def __init__(
         self,
@@ -126,35 +121,9 @@ class DiagonalKernel(StateSpaceParameters):
         )
         self.discretization = discretization
 
-    def __call__(
-        self, length: int, rate: float | Array = 1.0, over: Int[Array, " b"] | None = None
-    ) -> Float[jax.Array, "*b c l h"]:
-        """The kernels.
-
-        Args:
-            length: How many taps.
-            rate: A factor on the step sizes: 2 for an input sampled at half the rate.
-            over: Lengths of several kernels, where modes are normalized over the length: zeros follow up to `length`.
-
-        Returns:
-            (c l h), or (b c l h) with `over`.
-
-        Raises:
-            ValueError: The length or the rate is not positive, or there is an `over` and modes are not normalized over
-                the length.
-
-        >>> kernel = DiagonalKernel(2, d_state=4, rngs=nnx.Rngs(0))
-        >>> bool(jnp.allclose(kernel(8, rate=1.0)[:, :4], kernel(4), atol=1e-6))
-        True
-        """
-        check_rate("S4D", rate)
-        if self.discretization not in NORMALIZED:
-            refuse_over("S4D", over)
-        return self.taps(errors.as_int("S4D", "length", length, least=1, remedy=STATIC), rate, over)
-
     def taps(self, length: int, rate: float | Array, over: Array | None = None) -> Float[jax.Array, "*b c l h"]:
-        """The kernels, of arguments that a layer has checked."""
-        A, dt = self.A(), self.step_sizes(rate)
+        """Returns the kernels, of arguments that are checked."""
+        A, dt = self.scaled(rate)
         if self.discretization in NORMALIZED:
             once = 1 if self.conj_sym else 2  # this kernel counts each mode once, in any case
             weights = once * self.output_vectors() * (self.input_vectors() * inverse(A))[None]
@@ -166,7 +135,7 @@ class DiagonalKernel(StateSpaceParameters):
                 epsilon=softmax_epsilon(A, dt, A) if self.discretization == "dss" else EPSILON,
                 over=over,
             )
-        _, B_bar, C = self._discretized(A, dt)
+        _, B_bar, C = self.discretized(rate)
         return diagonal_taps(C * B_bar[None], A, dt, length, transition_rule(self.discretization))
 
     @property
@@ -174,36 +143,18 @@ class DiagonalKernel(StateSpaceParameters):
         """Whether other taps follow from another length."""
         return self.discretization in NORMALIZED
 
-    def recurrence(self, rate: float | Array = 1.0) -> DiagonalRecurrence:
-        """The discretized state space."""
-        check_rate("S4D", rate)
+    def scaled(self, rate: float | Array = 1.0) -> tuple[Inexact[jax.Array, "h n"], Float[jax.Array, "h n"]]:
+        """Returns A and the step sizes."""
+        return self.A(), self.step_sizes(rate)
+
+    def discretized(self, rate: float | Array) -> DiagonalRecurrence:
+        """Returns the discretized state space, of a rate that is checked."""
         if self.discretization in NORMALIZED:
             remedy = "Its modes are normalized over the length of a sequence; take another discretization."
             raise errors.bad_argument("S4D", "discretization", self.discretization, "one with a recurrence", remedy)
-        return self._discretized(self.A(), self.step_sizes(rate))
-
-    def _discretized(self, A: Array, dt: Array) -> DiagonalRecurrence:
         lasts = self.step_sizes() if self.discretization == "async" else None
-        A_bar, gain = discretized(A, dt, self.discretization, lasts)
+        A_bar, gain = discretized(*self.scaled(rate), self.discretization, lasts)
         return DiagonalRecurrence(A_bar, gain * self.input_vectors(), self.output_vectors())
-
-    def carried(
-        self, state: Inexact[Array, "b h n"], length: int, rate: float | Array = 1.0
-    ) -> Float[jax.Array, "b c l h"]:
-        """What a state adds to the outputs of the steps after it, `2 Re C A_bar^(l+1) x`."""
-        system = self.recurrence(rate), self.A(), self.step_sizes(rate), self.discretization
-        return carried(*system, state, length)
-
-    def last_state(
-        self,
-        u: Float[Array, "b l h"],
-        steps: Int[Array, " b"],
-        state: Inexact[Array, "b h n"] | None,
-        rate: float | Array = 1.0,
-    ) -> Inexact[jax.Array, "b h n"]:
-        """The state after inputs that end at the last place of `u`, `steps` of them, with zeros before."""
-        system = self.recurrence(rate), self.A(), self.step_sizes(rate), self.discretization
-        return last_state(*system, u, steps, state)
 
 
 class S4D(ConvolutionLayer):
@@ -223,8 +174,8 @@ class S4D(ConvolutionLayer):
             reads the present one too (S5's).
         l_max: The largest number of taps of the convolution: inputs that are farther away are forgotten. None: all are
             remembered, as chunks and steps do in any case.
-        dtype: Of the output. Everything within is float32.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the output. Everything within is float32.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
         **options: Those of `DiagonalKernel`, such as `init="diag-lin"`.
 
@@ -233,7 +184,7 @@ class S4D(ConvolutionLayer):
         D: (c h).
 
     Raises:
-        ValueError: As `DiagonalKernel`.
+        ValueError: An argument is wrong, as in `DiagonalKernel`.
 
     >>> import jax.numpy as jnp
     >>> layer = S4D(8, d_state=4, rngs=nnx.Rngs(0))

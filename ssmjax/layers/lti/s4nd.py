@@ -46,9 +46,9 @@ class S4ND(nnx.Module):
         bandlimit: Drops the modes that turn by this fraction of the largest frequency or more, so that at another
             resolution none of them is aliased (section 3.3 of the paper); None keeps all.
         dt_min: The smallest initial step size.
-        dt_max: The largest.
-        dtype: Of the output. The kernels and the convolution are float32 whatever it is.
-        param_dtype: Of the parameters.
+        dt_max: The largest initial step size.
+        dtype: The dtype of the output. The kernels and the convolution are float32 whatever it is.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
         **options: Further arguments of the kernels: `DiagonalKernel` or `DPLRKernel`.
 
@@ -132,11 +132,11 @@ class S4ND(nnx.Module):
     def axis_kernels(
         self, lengths: Sequence[int], *, rate: float | Sequence[float] = 1.0
     ) -> tuple[list[Float[jax.Array, "r c _ d"]], list[int]]:
-        """The kernel along each axis, for `ssmjax.ops.separable_conv`.
+        """Returns the kernel along each axis, for `ssmjax.ops.separable_conv`.
 
         Args:
             lengths: The length of each axis.
-            rate: As in a call.
+            rate: The factor on the step sizes, as in a call.
 
         Returns:
             For each axis a kernel (r c k d), and the index of its tap at offset zero.

@@ -52,11 +52,11 @@ class S5(ScanLayer):
         clip_eigs: Holds the real part of A below -1e-4, so that the layer is stable whatever training does. The
             original's default is not to.
         dt_min: The smallest initial step size.
-        dt_max: The largest.
+        dt_max: The largest initial step size.
         bidirectional: "none"; "inclusive": both directions read the present input (S5's school); "exclusive": the
             reverse direction reads strictly future inputs (S4's).
-        dtype: Of the products with B and C, and of the output. The scan and its state are float32 whatever it is.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the products with B and C and of the output. The scan and its state are always float32.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Attributes:
@@ -146,7 +146,7 @@ def _check_blocks(d_state: int, blocks: int, conj_sym: bool) -> None:
 
 
 def _initial_B(key: jax.Array, V_inverse: np.ndarray, d_model: int) -> Float[jax.Array, "p h 2"]:
-    """A real B of variance 1 / P, taken to the eigenbasis."""
+    """Returns a real B of variance 1 / P, taken to the eigenbasis."""
     B = jax.nn.initializers.lecun_normal()(key, (V_inverse.shape[1], d_model))
     return jnp.stack([_dot(V_inverse.real, B), _dot(V_inverse.imag, B)], axis=-1)
 

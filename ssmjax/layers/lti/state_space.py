@@ -55,19 +55,19 @@ class StateSpaceParameters(nnx.Module):
         copies: How many independent (A, B) there are, `s`; `d_model` of them if None.
         init: A name of `ssmjax.init.diagonal.state_space`.
         B_init: A name of `ssmjax.init.diagonal.input_vector`, for a diagonal initialization.
-        rank: Of the low-rank part; 0 leaves it out.
+        rank: The rank of the low-rank part; 0 leaves it out.
         dt_min: The smallest initial step size.
-        dt_max: The largest.
+        dt_max: The largest initial step size.
         dt_transform: A name of `TRANSFORMS`.
         dt_tie: One step size a feature; False: one a mode.
         real_transform: A name of `TRANSFORMS`, of the real part of -A.
-        imag_transform: The same of the imaginary part of -A, or "none".
+        imag_transform: What makes the imaginary part of -A positive, or "none".
         bandlimit: Drops modes that turn by more than this fraction of the sampling rate's half, or None.
         real: A state space of real numbers: N of them in place of N / 2 complex modes.
         conj_sym: Whether one mode of each conjugate pair is stored, N / 2 of them. False: all N, and C, the input and
             output vectors, need not be symmetric.
         frozen: Which of "dt", "A", "B", "C", "P" are not trained.
-        param_dtype: Of the parameters.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
     """
 
@@ -144,12 +144,12 @@ class StateSpaceParameters(nnx.Module):
         return False
 
     def step_sizes(self, rate: float | Array = 1.0) -> Float[jax.Array, "h n"]:
-        """The step sizes, float32."""
+        """Returns the step sizes, float32."""
         dt = rate * positive(self.inv_dt[...], self.dt_transform)
         return jnp.broadcast_to(dt, (self.d_model, self.modes))
 
     def A(self) -> Inexact[jax.Array, "h n"]:
-        """The diagonal, float32 or complex64, with negative real parts."""
+        """Returns the diagonal, float32 or complex64, with negative real parts."""
         re = -positive(self.A_real[...], self.real_transform)
         if self.real:
             return self._tile(re)
@@ -170,7 +170,7 @@ class StateSpaceParameters(nnx.Module):
         return C if self.conj_sym else 0.5 * C
 
     def init_state(self, batch: int) -> Inexact[jax.Array, "b h n"]:
-        """The state before the first token: zeros."""
+        """Returns the state before the first token: zeros."""
         return jnp.zeros((batch, self.d_model, self.modes), jnp.float32 if self.real else jnp.complex64)
 
     def _numbers(self, stored: nnx.Variable) -> jax.Array:
@@ -183,7 +183,7 @@ class StateSpaceParameters(nnx.Module):
 
 
 def positive(x: Array, transform: str) -> Float[jax.Array, "..."]:
-    """A positive float32 array from an unbounded one.
+    """Returns a positive float32 array from an unbounded one.
 
     >>> [f"{x:.0e}" for x in positive(jnp.array([-1e9, 0.0, 1e9]), "exp")]
     ['1e-07', '1e+00', '1e+07']
@@ -201,7 +201,7 @@ def as_complex(x: Float[Array, "*shape 2"]) -> Complex[jax.Array, "*shape"]:
 
 
 def as_real(z: Complex[Array, "*shape"]) -> Float[jax.Array, "*shape 2"]:
-    """The inverse of `as_complex`.
+    """Returns the inverse of `as_complex`.
 
     >>> as_real(jnp.array([1 + 2j])).tolist()
     [[1.0, 2.0]]
@@ -212,7 +212,7 @@ def as_real(z: Complex[Array, "*shape"]) -> Float[jax.Array, "*shape 2"]:
 def _initial_values(
     key: jax.Array, name: str, B: str, size: int, copies: int, rank: int, real: bool, conj_sym: bool
 ) -> tuple[list[np.ndarray], list[jax.Array]]:
-    """A (s n 2), P (r s n 2) and B (s n 2) as `state_space` has them: an example on the host, and the values.
+    """Returns A (s n 2), P (r s n 2) and B (s n 2) as `state_space` has them: an example on the host, and the values.
 
     The host draws what is random, by a callback, since layers are built under `jax.vmap`, where a key has no value.
     """
