@@ -49,7 +49,7 @@ class MixerEntry:
     spatial: bool
 
     def options(self, given: Mapping[str, Any]) -> set[str]:
-        """The names of the options that it takes, beside some given ones."""
+        """Returns the names of the options that it takes, beside some given ones."""
         kinds = (self.build, *self.kernels(given))
         names = {name for kind in kinds for name in _parameters(kind)}
         return names - {"self", "d_model", "rngs", "options", "dtype", "param_dtype"}
@@ -81,7 +81,7 @@ def register_mixer(
 
 
 def registered_mixers() -> tuple[MixerEntry, ...]:
-    """Every registered mixer, sorted by name.
+    """Returns every registered mixer, sorted by name.
 
     >>> [entry.name for entry in registered_mixers()][:3]
     ['bimamba', 'dss', 'lru']
@@ -90,7 +90,7 @@ def registered_mixers() -> tuple[MixerEntry, ...]:
 
 
 def find_mixer(where: str, name: str) -> MixerEntry:
-    """The entry of a mixer; raises `ValueError` if the name is unknown."""
+    """Returns the entry of a mixer; raises `ValueError` if the name is unknown."""
     if name not in _mixers:
         raise ValueError(f"{where}: {errors.unknown_name('layer', name, list(_mixers))}")
     return _mixers[name]
@@ -105,7 +105,7 @@ def make_mixer(
         name: One of `registered_mixers`: "s4", "s4d", "dss", "s4nd", "s5", "lru", "mamba", "bimamba", ...
         d_model: The width of a token.
         options: Further arguments of the mixer.
-        dtype: Of the computation.
+        dtype: The dtype of the computation.
         rngs: Source of the initial values.
 
     Raises:

@@ -53,7 +53,7 @@ class LayerEntry:
     output_shape: tuple[int, ...]
 
     def example(self, key: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        """A random input."""
+        """Returns a random input."""
         return jax.random.normal(key, self.input_shape, dtype)
 
 
@@ -88,7 +88,7 @@ def register_layer(
 
 
 def registered_layers() -> tuple[LayerEntry, ...]:
-    """Every registered layer, sorted by name.
+    """Returns every registered layer, sorted by name.
 
     >>> [entry.name for entry in registered_layers()][:2]
     ['BatchNorm', 'BiMamba(none)']

@@ -29,13 +29,13 @@ class SequenceBlock(nnx.Module):
         d_model: The width of a token.
         layer: The name of a mixer, see `registered_mixers`: "s4", "s4d", "dss", "s4nd", "s5", "lru", "mamba", ...
         layer_options: Arguments of that layer, such as `{"d_state": 64, "bidirectional": "exclusive"}`.
-        gate: See `Gate`.
-        gelu: See `Gate`.
-        dropout: See `Gate`.
+        gate: The kind of gate; see `Gate`.
+        gelu: The kind of GELU; see `Gate`.
+        dropout: The rate of dropout; see `Gate`.
         norm: "layer" or "batch".
         norm_options: Arguments of the norm, such as `eps`.
         prenorm: Where the norm is.
-        dtype: Of the computation; the residual stream is float32 whatever it is.
+        dtype: The dtype of the computation; the residual stream is float32 whatever it is.
         rngs: Source of the initial values.
 
     Raises:

@@ -45,12 +45,12 @@ STATIC = "It decides what is compiled: a Python int, static under jax.jit."
 
 
 def as_length(where: str, length: Any) -> int:
-    """A length, at least 1, as a Python int."""
+    """Returns a length, at least 1, as a Python int."""
     return errors.as_int(where, "length", length, least=1, remedy=STATIC)
 
 
 def as_origin(where: str, origin: Any, taps: Sequence[int]) -> tuple[int, ...]:
-    """The index of the tap at offset zero along each axis, as Python ints; None is zeros.
+    """Returns the index of the tap at offset zero along each axis, as Python ints; None is zeros.
 
     Args:
         where: The public function.
@@ -67,12 +67,12 @@ def as_origin(where: str, origin: Any, taps: Sequence[int]) -> tuple[int, ...]:
 
 
 def as_tap(where: str, name: str, origin: Any, taps: int) -> int:
-    """An index into so many taps as a Python int."""
+    """Returns an index into so many taps as a Python int."""
     return errors.as_int(where, name, origin, f"an index into the {taps} taps", least=0, most=taps - 1, remedy=STATIC)
 
 
 def as_float_arrays(where: str, name: str, arrays: Any) -> tuple[Any, ...]:
-    """A sequence of floating arrays, one or more, as a tuple."""
+    """Returns a sequence of floating arrays, one or more, as a tuple."""
     try:
         entries = tuple(arrays)
     except TypeError:
@@ -184,7 +184,7 @@ def require_step(where: str, name: str, dt: Array | None) -> None:
 
 
 def as_diagonal(where: str, arrays: Mapping[str, Any], A: Any, dt: Any, rule: str) -> tuple[jax.Array, ...]:
-    """The step sizes (h n), the arrays (*b h n) and the diagonal A (h n) of a kernel, all of one precision.
+    """Returns the step sizes (h n), the arrays (*b h n) and the diagonal A (h n) of a kernel, all of one precision.
 
     Args:
         where: The public function.
@@ -210,6 +210,6 @@ def as_diagonal(where: str, arrays: Mapping[str, Any], A: Any, dt: Any, rule: st
 
 
 def as_number(v: Any, real: np.dtype) -> jax.Array:
-    """An array in a precision: of this real dtype, or of the complex one that belongs to it."""
+    """Returns an array in a precision: of this real dtype, or of the complex one that belongs to it."""
     complex_type = np.complex128 if real == np.float64 else np.complex64
     return jnp.asarray(v, complex_type if jnp.iscomplexobj(v) else real)

@@ -16,7 +16,7 @@ Op = TypeVar("Op", bound=Callable[..., Any])
 
 
 def widen(x: Array) -> Array:
-    """A float16 array in float32, and any other as it is."""
+    """Returns a float16 array in float32, and any other as it is."""
     return x.astype(jnp.float32) if x.dtype == jnp.float16 else x
 
 

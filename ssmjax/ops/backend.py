@@ -106,7 +106,7 @@ def register_op(
 
 
 def registered_ops() -> tuple[Op, ...]:
-    """Every registered op, sorted by name.
+    """Returns every registered op, sorted by name.
 
     >>> import ssmjax.ops
     >>> [op.name for op in ssmjax.ops.registered_ops()][:2]
@@ -216,12 +216,12 @@ def choose(op: str, implementation: str, *arrays: Any) -> str:
 
 
 def decisions() -> tuple[Decision, ...]:
-    """Every distinct decision made so far in this process, oldest first."""
+    """Returns every distinct decision made so far in this process, oldest first."""
     return tuple(_decisions)
 
 
 def report() -> str:
-    """What was chosen so far and why, one line for each distinct decision.
+    """Returns what was chosen so far and why, one line for each distinct decision.
 
     >>> import jax.numpy as jnp, ssmjax.ops
     >>> _ = ssmjax.ops.linear_scan(jnp.ones((1, 3)), jnp.ones((1, 3)), implementation="reference")
@@ -232,7 +232,7 @@ def report() -> str:
 
 
 def _requested(op: str, implementation: str) -> tuple[str, str]:
-    """The name asked for and where it came from."""
+    """Returns the name asked for and where it came from."""
     _check_name(implementation, f"{op}: implementation")
     if implementation != "auto":
         return implementation, "argument"

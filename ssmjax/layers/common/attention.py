@@ -47,8 +47,8 @@ class CausalAttention(nnx.Module):
         out_bias: Whether `out_proj` has one.
         max_length: How many tokens a state holds, where `init_state` is not told.
         out_scale: A factor on the initial `out_proj`.
-        dtype: Of the computation and the output; the softmax is float32.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output; the softmax is float32.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Raises:
@@ -156,7 +156,7 @@ class CausalAttention(nnx.Module):
         return (y, state) if return_state else y
 
     def init_state(self, batch: int, length: int | None = None) -> AttentionState:
-        """The state before the first token, with room for `length` tokens, padding included.
+        """Returns the state before the first token, with room for `length` tokens, padding included.
 
         >>> CausalAttention(8, heads=2, rngs=nnx.Rngs(0)).init_state(2, 5).keys.keys.shape
         (2, 5, 2, 4)

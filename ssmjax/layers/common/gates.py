@@ -41,8 +41,8 @@ class Gate(nnx.Module):
         kind: One of these names, see `GateKind`.
         gelu: "exact" or "tanh", see `Gelu`.
         dropout: The probability.
-        dtype: Of the computation and the output.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Raises:

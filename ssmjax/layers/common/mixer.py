@@ -80,7 +80,7 @@ class PackedState(NamedTuple):
 
 
 def bare_state(state: Any) -> Any:
-    """A layer's own state, whether it is packed or not.
+    """Returns a layer's own state, whether it is packed or not.
 
     >>> bare_state(PackedState(1.0, jnp.zeros(2, int)))
     1.0
@@ -179,7 +179,7 @@ def enter(layer: Mixer, u: Tokens, *, mask: Mask | None, segment_ids: SegmentIds
 
 
 def leave_state(state: Any, segment: Int[Array, " b"] | None) -> Any:
-    """The state that a call returns: packed if it knows its segment, else bare.
+    """Returns the state that a call returns: packed if it knows its segment, else bare.
 
     >>> leave_state(jnp.ones((2, 1)), None).shape
     (2, 1)

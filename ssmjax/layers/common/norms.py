@@ -18,8 +18,8 @@ class RMSNorm(nnx.Module):
     Args:
         d_model: The width of the last axis.
         eps: Added to the mean square.
-        dtype: Of the output. The computation is in float32 whatever it is.
-        param_dtype: Of the scale.
+        dtype: The dtype of the output. The computation is in float32 whatever it is.
+        param_dtype: The dtype of the scale.
         rngs: Not used: there is nothing random. It is there so that every layer is built in the same way.
 
     >>> import jax.numpy as jnp
@@ -53,8 +53,8 @@ class LayerNorm(nnx.Module):
     Args:
         d_model: The width of the last axis.
         eps: Added to the variance.
-        dtype: Of the output. The computation is in float32 whatever it is.
-        param_dtype: Of the scale and the bias.
+        dtype: The dtype of the output. The computation is in float32 whatever it is.
+        param_dtype: The dtype of the scale and the bias.
         rngs: Not used, as in `RMSNorm`.
 
     >>> import jax.numpy as jnp
@@ -95,8 +95,8 @@ class BatchNorm(nnx.Module):
         eps: Added to the variance.
         momentum: How much of the running statistics stays at each step (PyTorch counts what is replaced).
         unbiased: Whether the running variance is the unbiased estimate, as in PyTorch, not the biased one of Flax.
-        dtype: Of the output. The computation is in float32 whatever it is.
-        param_dtype: Of the scale and the bias.
+        dtype: The dtype of the output. The computation is in float32 whatever it is.
+        param_dtype: The dtype of the scale and the bias.
         rngs: Not used, as in `RMSNorm`.
 
     >>> import jax.numpy as jnp
@@ -154,7 +154,7 @@ class BatchNorm(nnx.Module):
 
 
 def make_norm(kind: str, d_model: int, **options) -> RMSNorm | LayerNorm | BatchNorm:
-    """The norm that a configuration names: `"rms"`, `"layer"` or `"batch"`; `options` are those of the class.
+    """Returns the norm that a configuration names: `"rms"`, `"layer"` or `"batch"`; `options` are those of the class.
 
     Raises:
         ValueError: There is none of that name.

@@ -60,7 +60,7 @@ class Compaction:
     def window(
         self, x: Expanded, state: Float[Array, "b k e"], segment_ids: SegmentIds | None = None
     ) -> Float[Array, "b k e"]:
-        """The last real inputs of a convolution: what its state is after the real tokens, before any padding.
+        """Returns the last real inputs of a convolution: what its state is after the real tokens, before any padding.
 
         Inputs of segments before the last real token's are zero, as in the state that `causal_conv1d` returns. The ids
         are those of the moved tokens, and `state` belongs to the first.
@@ -77,7 +77,7 @@ class Compaction:
 
 
 def as_mask(where: str, mask: Any) -> Mask:
-    """A mask of booleans from one of booleans or of whole numbers, of which zero is False.
+    """Returns a mask of booleans from one of booleans or of whole numbers, of which zero is False.
 
     Args:
         where: The public name, for the message.

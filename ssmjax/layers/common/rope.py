@@ -13,7 +13,7 @@ __all__ = ["apply_rope", "axial_rope_table"]
 def axial_rope_table(
     rows: int, columns: int, d_model: int, *, pretrained_side: int | None = None, base: float = 10000.0
 ) -> np.ndarray:
-    """The angles by which a grid of tokens is turned: half of the width by the row, half by the column.
+    """Returns the angles by which a grid of tokens is turned: half of the width by the row, half by the column.
 
     Channels are taken in neighboring pairs. Pair `i` of the half that belongs to an axis turns by
     `t * base**(-4 i / d_model)` at position `t` of that axis (EVA-02, https://arxiv.org/abs/2303.11331; RoPE,

@@ -232,7 +232,7 @@ class _Runner:
         return carry, changed, outputs
 
     def _unit(self, carry: Any, unit: Sequence[str], slices: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-        """One pass over the blocks of a unit."""
+        """Returns one pass over the blocks of a unit."""
         seen = dict.fromkeys(slices, 0)
         blocks, values, before = [], [], []
         for kind in unit:

@@ -22,7 +22,7 @@ class TokenEncoder(nnx.Module):
         vocab_size: The number of tokens, `v`.
         d_model: The width of a row.
         use_bias: Whether there is a bias.
-        param_dtype: Of the parameters.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values: normal with standard deviation `d_model ** -0.5`.
 
     >>> import jax.numpy as jnp

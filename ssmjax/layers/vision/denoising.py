@@ -47,8 +47,8 @@ class TimeEmbed(nnx.Module):
 
     Args:
         d_model: The width of the vector; even.
-        dtype: Of the computation and the output.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values (normal with deviation 0.02; zero biases).
 
     >>> import jax.numpy as jnp

@@ -83,8 +83,8 @@ class DepthwiseConv(nnx.Module):
         d_model: The channels.
         taps: The rows and columns of a filter, `k`.
         use_bias: Whether there is a bias.
-        dtype: Of the computation and the output; sums are in float32 whatever it is.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output; sums are in float32 whatever it is.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values: uniform in `[-1/k, 1/k]` for the taps and the bias, PyTorch's default.
 
     >>> import jax.numpy as jnp

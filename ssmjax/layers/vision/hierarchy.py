@@ -47,8 +47,8 @@ def image_conv(
         stride: The distance between its places.
         padding: The zeros on each side.
         use_bias: Whether there is a bias.
-        dtype: Of the computation and the output.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     >>> image_conv(3, 8, 3, 2, padding=1, rngs=nnx.Rngs(0)).kernel.shape
@@ -97,8 +97,8 @@ class ImageEmbed(nnx.Module):
         patch_size: The side of a token in pixels; even for `"conv"`, whose filters are `patch_size / 2 + 1` wide.
         in_channels: The channels of the image.
         norm: A name of `make_norm`, or None for no norm.
-        dtype: Of the computation and the output.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Raises:
@@ -164,8 +164,8 @@ class Downsample(nnx.Module):
         kind: One of the names above.
         norm: A name of `make_norm`, or None for no norm.
         use_bias: Whether the convolution has a bias.
-        dtype: Of the computation and the output.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Raises:
@@ -210,7 +210,7 @@ class Downsample(nnx.Module):
 
 
 def _neighbours(x: Images) -> Float[jax.Array, "b rows columns e"]:
-    """The 2x2 pixels of each place beside each other; of the four, the second is below the first."""
+    """Returns the 2x2 pixels of each place beside each other; of the four, the second is below the first."""
     x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
     # One axis at a time: a reshape of two has no sharding that jax knows.
     return rearrange(rearrange(x, "b (y i) x d -> b y i x d", i=2), "b y i (x j) d -> b y x (j i d)", j=2)

@@ -23,8 +23,8 @@ class LocalConv(nnx.Module):
 
     Args:
         width: The number of channels.
-        dtype: Of the nine products and their sum; the residual keeps its own.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the nine products and their sum; the residual keeps its own.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values: uniform in `[-1/3, 1/3]` as a fan-in of nine has it, and a zero bias.
 
     >>> import jax.numpy as jnp

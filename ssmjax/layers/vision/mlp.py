@@ -22,8 +22,8 @@ class MLP(nnx.Module):
         d_model: The width of a token.
         hidden: The width between the two maps.
         gated: Whether half of the (then doubled) first map is a gate (https://arxiv.org/abs/2002.05202).
-        dtype: Of the computation and the output.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values (normal with standard deviation 0.02; zero biases).
 
     >>> import jax.numpy as jnp

@@ -54,8 +54,8 @@ class PatchEmbed(nnx.Module):
         patch_size: The side of a patch, in pixels.
         stride: The distance between patches; by default `patch_size`.
         in_channels: The channels of the image.
-        dtype: Of the computation and the output.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values (LeCun normal; zero bias).
 
     >>> import jax.numpy as jnp
@@ -110,8 +110,8 @@ class ConvStem(nnx.Module):
         d_model: The width of a token, and of the last convolution; the one before has half of it, and so on.
         stride: The side of a token in pixels, a power of two of at least 2: as many convolutions as its logarithm.
         in_channels: The channels of the image.
-        dtype: Of the computation and the output.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values (LeCun normal; zero biases).
 
     Raises:

@@ -40,7 +40,7 @@ _ACTIVATIONS = {
 
 
 def scan_directions(kind: Directions, y: int, x: int) -> tuple[scan_order.Order, ...]:
-    """The scan orders of a grid of y rows and x columns, one for each set of parameters.
+    """Returns the scan orders of a grid of y rows and x columns, one for each set of parameters.
 
     Args:
         kind: As in `SS2D`; "cascade", which reads single rows and columns, has none.
@@ -98,8 +98,8 @@ class SS2D(nnx.Module):
         activation: After the convolution, and on the gate.
         initialization: `"mamba"` (v0): `A = -(1..n)`, step sizes log-uniform in [0.001, 0.1]; `"normal"` (v1):
             `log(-A)` normal, `dt_proj` normal times 0.1; `"constant"` (v2): `A = -1`, `dt_proj` uniform in [0, 0.1].
-        dtype: Of the computation and the output. Scans and the sum of directions are float32 whatever it is.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output. Scans and the sum of directions are float32 whatever it is.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Raises:
@@ -188,7 +188,7 @@ class SS2D(nnx.Module):
         return self.out_proj(y.astype(self.dtype))
 
     def _all_directions(self, x: Images) -> Float[jax.Array, "b y x e"]:
-        """The sum over the directions, float32."""
+        """Returns the sum over the directions, float32."""
         rows, columns = x.shape[1:3]
         orders = scan_directions(self.directions, rows, columns)
         x = rearrange(x, "b y x e -> b (y x) e")
@@ -198,7 +198,7 @@ class SS2D(nnx.Module):
         return rearrange(scan_order.cross_merge(y, orders), "b (y x) e -> b y x e", y=rows)
 
     def _cascade(self, x: Images) -> Float[jax.Array, "b y x e"]:
-        """Each row on its own, in both ways, and then each column."""
+        """Returns each row on its own, in both ways, and then each column."""
         for half in (slice(0, 2), slice(2, 4)):
             x = _normalized(x).astype(self.dtype)
             lines = rearrange(x, "b y x e -> (b y) x e")

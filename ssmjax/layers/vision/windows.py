@@ -41,7 +41,7 @@ def split_windows(x: Images, side: int) -> Float[jax.Array, "windows l d"]:
 
 
 def join_windows(windows: Tokens, side: int, rows: int, columns: int) -> Float[jax.Array, "images y x d"]:
-    """The inverse of `split_windows`: a map of these rows and columns.
+    """Returns the inverse of `split_windows`: a map of these rows and columns.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.arange(40.0).reshape(1, 5, 4, 2)
@@ -62,8 +62,8 @@ class SelfAttention(nnx.Module):
         heads: How many heads share it.
         qkv_bias: Whether the map to queries, keys and values has a bias.
         qk_norm: Whether queries and keys are normalized in each head (https://arxiv.org/abs/2302.05442).
-        dtype: Of the computation and the output; the softmax is float32 whatever it is.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output; the softmax is float32 whatever it is.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values (normal with standard deviation 0.02; zero biases).
 
     Raises:

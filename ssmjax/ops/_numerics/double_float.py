@@ -16,19 +16,19 @@ Double = tuple[jax.Array, jax.Array]
 
 
 def double(x: jax.Array) -> Double:
-    """A float as a double-float."""
+    """Returns a float as a double-float."""
     return x, jnp.zeros_like(x)
 
 
 def two_sum(a: jax.Array, b: jax.Array) -> Double:
-    """The sum and its rounding error, exactly."""
+    """Returns the sum and its rounding error, exactly."""
     total = a + b
     b_part = total - a
     return total, (a - (total - b_part)) + (b - b_part)
 
 
 def two_product(a: jax.Array, b: jax.Array) -> Double:
-    """The product and its rounding error, exactly in float32; without the error in float64."""
+    """Returns the product and its rounding error, exactly in float32; without the error in float64."""
     product = a * b
     if product.dtype != jnp.float32:
         return double(product)
@@ -37,24 +37,24 @@ def two_product(a: jax.Array, b: jax.Array) -> Double:
 
 
 def add(a: Double, b: Double) -> Double:
-    """The sum of two double-floats."""
+    """Returns the sum of two double-floats."""
     high, low = two_sum(a[0], b[0])
     return _renormalize(high, low + a[1] + b[1])
 
 
 def negate(a: Double) -> Double:
-    """The negative of a double-float."""
+    """Returns the negative of a double-float."""
     return -a[0], -a[1]
 
 
 def multiply(a: Double, b: Double) -> Double:
-    """The product of two double-floats."""
+    """Returns the product of two double-floats."""
     high, low = two_product(a[0], b[0])
     return _renormalize(high, low + (a[0] * b[1] + a[1] * b[0]))
 
 
 def square(re: Double, im: Double) -> tuple[Double, Double]:
-    """The square of a complex double-float."""
+    """Returns the square of a complex double-float."""
     product = multiply(re, im)
     return multiply(add(re, negate(im)), add(re, im)), (2 * product[0], 2 * product[1])
 
@@ -79,7 +79,7 @@ def _renormalize(high: jax.Array, low: jax.Array) -> Double:
 
 
 def _halves(x: jax.Array) -> Double:
-    """A float32 as the sum of two floats of 12 significant bits, whose products are exact.
+    """Returns a float32 as the sum of two floats of 12 significant bits, whose products are exact.
 
     `reduce_precision` is an instruction of its own, so that no compiler simplifies the split away.
     """

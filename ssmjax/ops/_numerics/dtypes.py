@@ -9,7 +9,7 @@ __all__ = ["common_type", "number_type", "real_type"]
 
 
 def real_type(*arrays: Any) -> np.dtype:
-    """The real dtype to compute in: float64 if an array is of double precision, else float32.
+    """Returns the real dtype to compute in: float64 if an array is of double precision, else float32.
 
     >>> real_type(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.complex64))
     dtype('float32')
@@ -31,7 +31,7 @@ def number_type(*arrays: Any) -> np.dtype:
 
 
 def common_type(a: Any, b: Any) -> np.dtype:
-    """The dtype of a result of two arrays: their own if they agree, else `number_type`.
+    """Returns the dtype of a result of two arrays: their own if they agree, else `number_type`.
 
     >>> common_type(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.bfloat16)) == jnp.bfloat16
     True

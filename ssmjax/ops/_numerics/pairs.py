@@ -10,17 +10,17 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 def as_pair(z: jax.Array) -> Pair:
-    """The parts of a real or complex array."""
+    """Returns the parts of a real or complex array."""
     return jnp.real(z), jnp.imag(z)
 
 
 def from_pair(z: Pair) -> jax.Array:
-    """The complex array with these parts."""
+    """Returns the complex array with these parts."""
     return jax.lax.complex(*z)
 
 
 def times(a: Pair, b: Pair) -> Pair:
-    """The product."""
+    """Returns the product."""
     return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
 
 

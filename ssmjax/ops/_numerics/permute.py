@@ -15,7 +15,7 @@ def permute(x: Array, order: Int[Array, "..."], inverse: Int[Array, "..."], axis
     has derivatives of either mode and of any order.
 
     Args:
-        x: Of any shape.
+        x: An array of any shape.
         order: The index that each place takes its number from: of rank 1 if it is the same for all, or with the rank of
             `x` and other axes of size 1 or as those of `x`.
         inverse: The inverse permutation, likewise.

@@ -52,7 +52,7 @@ def _with_derivative_jvp(primals, tangents):
 
 
 def _exponential_squares(A: Pair, dt: jax.Array, rule: str, count: int) -> Pair:
-    """The squares of `exp(dt A)`: exponentials of doubled arguments, whose angle has extra bits."""
+    """Returns the squares of `exp(dt A)`: exponentials of doubled arguments, whose angle has extra bits."""
     del rule
     high, low = turns(A[1], dt)
     rate = dt * A[0]
@@ -68,7 +68,7 @@ def _exponential_squares(A: Pair, dt: jax.Array, rule: str, count: int) -> Pair:
 
 
 def _rational_squares(A: Pair, dt: jax.Array, rule: str, count: int) -> Pair:
-    """The squares for a rule whose `A_bar` is rational in `dt A`, by squaring in double-floats."""
+    """Returns the squares for a rule whose `A_bar` is rational in `dt A`, by squaring in double-floats."""
     re, im = (df.two_product(part, dt) for part in A)
     # A one that the compiler does not know to be one: it folds `(1 + a) - 1` into `a`, and the rounding error is lost.
     one = df.double(jnp.where(dt >= 0, 1.0, jnp.nan).astype(dt.dtype))
@@ -85,7 +85,7 @@ def _rational_squares(A: Pair, dt: jax.Array, rule: str, count: int) -> Pair:
 
 
 def factors(squared: Pair, length: int, q: int) -> tuple[Pair, Pair]:
-    """The two tables, `(A_bar^q)^i` for `i < ceil(length / q)` and `A_bar^j` for `j < q`, along a new axis -2.
+    """Returns the two tables, `(A_bar^q)^i` for `i < ceil(length / q)` and `A_bar^j` for `j < q`, along a new axis -2.
 
     Args:
         squared: From `squares`, at least `log2(length)` of them.

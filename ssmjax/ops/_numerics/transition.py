@@ -21,7 +21,7 @@ def transition(A: Pair, dt: jax.Array, rule: str) -> Pair:
 
 
 def gain(A: Pair, dt: jax.Array, rule: str, dt_input: jax.Array) -> Pair:
-    """The factor of `B` in `B_bar`."""
+    """Returns the factor of `B` in `B_bar`."""
     if rule in ("zoh", "async"):
         return held(A, dt if rule == "zoh" else dt_input)
     if rule == "bilinear":

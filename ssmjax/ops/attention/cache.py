@@ -33,14 +33,14 @@ class KVCache(NamedTuple):
 
 
 def empty_cache(batch: int, slots: int, groups: int, width: int, *, dtype: DTypeLike = jnp.float32) -> KVCache:
-    """A cache with no slot taken.
+    """Returns a cache with no slot taken.
 
     Args:
         batch: Rows.
         slots: How many tokens it can hold.
         groups: Heads of the keys and values.
         width: Width of a head.
-        dtype: Of keys and values.
+        dtype: The dtype of keys and values.
 
     Raises:
         ValueError: A size is not a positive int.

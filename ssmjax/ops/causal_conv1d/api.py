@@ -46,7 +46,7 @@ def causal_conv1d(
         return_state: Also returns the state for the call that continues this one.
         reverse: Anti-causal: y_t = act(sum_i weight_i x_{t+(k-1)-i} + bias), as if x were flipped along l, and y
             flipped back.
-        implementation: See `ssmjax.ops.use_implementation`.
+        implementation: The name of one, or "auto"; see `ssmjax.ops.use_implementation`.
 
     Returns:
         y, (b l e) in the dtype of `x`; with `return_state` a pair of y and the state, (b k-1 e) in the dtype of

@@ -28,7 +28,7 @@ def discretize(
     *,
     dt_input: Float[Array, "..."] | None = None,
 ) -> tuple[Inexact[jax.Array, "..."], Inexact[jax.Array, "..."]]:
-    """The diagonal `A_bar` of `x_k = A_bar x_(k-1) + B_bar u_k`, and the gain with `B_bar = gain B`.
+    """Computes the diagonal `A_bar` of `x_k = A_bar x_(k-1) + B_bar u_k`, and the gain with `B_bar = gain B`.
 
     `zoh` and `bilinear` are those of S4D (section 3.2, https://arxiv.org/abs/2206.11893), `impulse` of Mamba (section
     3.6, https://arxiv.org/abs/2312.00752), `dirac` and `async` of Event-SSM (https://arxiv.org/abs/2404.18508). The

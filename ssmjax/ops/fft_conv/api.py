@@ -25,7 +25,7 @@ def fft_conv(
     origin: int = 0,
     implementation: str = "auto",
 ) -> Float[jax.Array, "b *c l d"]:
-    """The convolution of every feature with a kernel of its own, as long as the sequence.
+    """Computes the convolution of every feature with a kernel of its own, as long as the sequence.
 
         y_t = sum_j kernel_j x_(t - j + origin) + D x_t,    x zero outside the sequence,
 
@@ -47,7 +47,7 @@ def fft_conv(
         kernel: (k d), or (c k d) for c outputs of each feature.
         D: Skip weight, (d), or (c d).
         origin: The index into the kernel of its tap at offset zero: an int, as it decides what is compiled.
-        implementation: See `ssmjax.ops.use_implementation`.
+        implementation: The name of one, or "auto"; see `ssmjax.ops.use_implementation`.
 
     Returns:
         y, (b l d), or (b c l d), in the dtype of `x`.
@@ -91,7 +91,7 @@ def fft_conv_nd(
         D: Skip weight, (d), or (c d).
         origin: For each axis the index into the kernel of its tap at offset zero; zeros, which is causal along every
             axis, by default.
-        implementation: See `ssmjax.ops.use_implementation`.
+        implementation: The name of one, or "auto"; see `ssmjax.ops.use_implementation`.
 
     Returns:
         y, (b *s d), or (b c *s d), in the dtype of `x`.

@@ -15,7 +15,7 @@ __all__ = ["separable_kernel", "two_sided_kernel"]
 def two_sided_kernel(
     causal: Float[Array, "*c k d"], anticausal: Float[Array, "*c m d"], *, inclusive: bool = False
 ) -> tuple[Float[jax.Array, "*c q d"], int]:
-    """One kernel from a causal half and a half that reads the future, for `fft_conv`.
+    """Returns one kernel from a causal half and a half that reads the future, for `fft_conv`.
 
         y_t = sum_j causal_j x_(t-j) + sum_j anticausal_j x_(t+j+1)        (bidirectional S4 and S4ND)
         y_t = sum_j causal_j x_(t-j) + sum_j anticausal_j x_(t+j)          with `inclusive` (bidirectional S5)
@@ -61,7 +61,7 @@ def two_sided_kernel(
 
 
 def separable_kernel(kernels: Sequence[Float[Array, "r ..."]]) -> Float[jax.Array, "..."]:
-    """The kernel over several axes that is a sum of products of kernels along each, for `fft_conv_nd`.
+    """Returns the kernel over several axes that is a sum of products of kernels along each, for `fft_conv_nd`.
 
         K_(i j ...) = sum_r K1_(r i) K2_(r j) ...
 

@@ -52,7 +52,7 @@ _convolve.defvjp(_fwd, _bwd)
 
 
 def fast_size(size: int) -> int:
-    """The least product of powers of 2, 3 and 5 that is not below `size`, which transforms are fast at."""
+    """Returns the least product of powers of 2, 3 and 5 that is not below `size`, which transforms are fast at."""
     powers = [[base**e for e in range(size.bit_length() + 1)] for base in (3, 5)]
     odd = (a * b for a, b in itertools.product(*powers) if a * b < 2 * size)
     return min(factor << max(0, (-(-size // factor) - 1).bit_length()) for factor in odd)
@@ -78,7 +78,7 @@ def _features_first(v: jax.Array) -> jax.Array:
 
 
 def _circular(kernel: jax.Array, origin: tuple[int, ...], sides) -> jax.Array:
-    """The kernel (c d *k) with offset 0 first and negative offsets at the end, as long as the transform."""
+    """Returns the kernel (c d *k) with offset 0 first and negative offsets at the end, as long as the transform."""
     for axis, (o, (past, future, size)) in enumerate(zip(origin, sides, strict=True), start=2):
         now = jax.lax.slice_in_dim(kernel, o, o + past, axis=axis)
         before = jax.lax.slice_in_dim(kernel, o - future, o, axis=axis)
@@ -88,7 +88,7 @@ def _circular(kernel: jax.Array, origin: tuple[int, ...], sides) -> jax.Array:
 
 
 def _taps(circular: jax.Array, taps: tuple[int, ...], origin: tuple[int, ...], sides) -> jax.Array:
-    """The transpose of `_circular`."""
+    """Returns the transpose of `_circular`."""
     for axis, (k, o, (past, future, size)) in enumerate(zip(taps, origin, sides, strict=True), start=2):
         now = jax.lax.slice_in_dim(circular, 0, past, axis=axis)
         before = jax.lax.slice_in_dim(circular, size - future, size, axis=axis)

@@ -25,7 +25,7 @@ def linear_scan(
     return_state: bool = False,
     implementation: str = "auto",
 ) -> Inexact[jax.Array, "b l *f"] | tuple[Inexact[jax.Array, "b l *f"], Inexact[jax.Array, "b *f"]]:
-    """The first-order linear recurrence, elementwise over the trailing axes.
+    """Computes the first-order linear recurrence, elementwise over the trailing axes.
 
         h_t = a_t h_{t-1} + x_t
 
@@ -42,7 +42,7 @@ def linear_scan(
             x is.
         reverse: Runs against time: h_t = a_t h_{t+1} + x_t.
         return_state: Also returns the last state.
-        implementation: See `ssmjax.ops.use_implementation`.
+        implementation: The name of one, or "auto"; see `ssmjax.ops.use_implementation`.
 
     Returns:
         h, (b l *f), in the dtype that `a` and `x` promote to; with `return_state` a pair of h and the last state, (b

@@ -81,7 +81,7 @@ def _added(v, edge, last):
 
 
 def shifted(v: jax.Array, edge: jax.Array, *, against_time: bool) -> jax.Array:
-    """The value at the step before each step (after it, with `against_time`), `edge` at the open end."""
+    """Returns the value at the step before each step (after it, with `against_time`), `edge` at the open end."""
     return jnp.concatenate([v[1:], edge[None]] if against_time else [edge[None], v[:-1]])
 
 
@@ -93,7 +93,7 @@ def with_carry(a: jax.Array, x: jax.Array, carry: jax.Array, *, reverse: bool) -
 
 
 def associative_scan(a: jax.Array, x: jax.Array, *, reverse: bool = False) -> jax.Array:
-    """The scan over the leading axis from a zero state, by `jax.lax.associative_scan`.
+    """Returns the scan over the leading axis from a zero state, by `jax.lax.associative_scan`.
 
     Complex numbers travel as pairs of reals: XLA takes far longer over a complex associative scan.
     """

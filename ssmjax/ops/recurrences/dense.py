@@ -16,7 +16,7 @@ __all__ = ["advance", "bilinear", "powers", "real_matrix", "real_vector", "state
 
 
 def real_matrix(A: Complex[Array, "h n"], P: Complex[Array, "r h n"]) -> Float[jax.Array, "h 2*n 2*n"]:
-    """The state matrix that acts on `[Re s, Im s]`."""
+    """Returns the state matrix that acts on `[Re s, Im s]`."""
     re, im = (jax.vmap(jnp.diag)(part) for part in (A.real, A.imag))
     diagonal = jnp.concatenate([jnp.concatenate([re, -im], -1), jnp.concatenate([im, re], -1)], -2)
     low_rank = real_vector(P)
@@ -70,7 +70,7 @@ def advance(squares: list[jax.Array], steps: Array, state: Float[Array, "b h m"]
 def state_after(
     squares: list[jax.Array], B_bar: Float[Array, "h m"], u: Float[Array, "b l h"]
 ) -> Float[jax.Array, "b h m"]:
-    """The state (b h m) after a sequence, from zero: `sum_l A_bar^(L-1-l) B_bar u_l`.
+    """Returns the state (b h m) after a sequence, from zero: `sum_l A_bar^(L-1-l) B_bar u_l`.
 
     A chunk of q steps adds the product of its inputs with the q vectors `A_bar^j B_bar`, and the state crosses it in
     one product with `A_bar^q`; q is about the square root of the length.

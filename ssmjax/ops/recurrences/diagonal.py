@@ -48,7 +48,7 @@ class DiagonalRecurrence(NamedTuple):
     def advance(
         self, u: Float[Array, "b l h"], real: Mask, begins: Mask, state: Inexact[Array, "b h n"]
     ) -> tuple[Float[jax.Array, "b c l h"], Inexact[jax.Array, "b h n"]]:
-        """The outputs of some steps and the state after them.
+        """Returns the outputs of some steps and the state after them.
 
         A token that is not `real` leaves the state as it is; one that `begins` a sequence starts from zero.
         """
@@ -68,7 +68,7 @@ def carried(
     state: Inexact[Array, "b h n"],
     length: int,
 ) -> Float[jax.Array, "b c l h"]:
-    """What a state adds to the outputs of the steps after it, `2 Re C A_bar^(l+1) x`.
+    """Returns what a state adds to the outputs of the steps after it, `2 Re C A_bar^(l+1) x`.
 
     Args:
         recurrence: The discretized state space.
@@ -98,14 +98,14 @@ def last_state(
 
 
 def transition_rule(rule: str) -> str:
-    """The rule with the same A_bar among those that are no more than that, which a kernel is made with."""
+    """Returns the rule with the same A_bar among those that are no more than that, which a kernel is made with."""
     return "zoh" if rule in ("async", "softmax", "dss") else rule
 
 
 def softmax_epsilon(
     A: Inexact[Array, "h n"], dt: Float[Array, "h n"], modes: Inexact[Array, "..."]
 ) -> Float[jax.Array, "h n"]:
-    """The `epsilon` with which `ops.softmax_kernel` divides as the code of DSS does.
+    """Returns the `epsilon` with which `ops.softmax_kernel` divides as the code of DSS does.
 
     The code adds `EPSILON` to the square of `Lambda (e^(L x) - 1)`; the op adds its own to that of the sum of a mode's
     powers, `(e^(L x) - 1) / (e^x - 1)`. A mode that grows counts mirrored in time, as in both.

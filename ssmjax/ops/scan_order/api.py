@@ -31,7 +31,7 @@ class Order:
 
 
 def from_permutation(permutation: np.ndarray | Sequence[int]) -> Order:
-    """The order that meets token `permutation[t]` at step t.
+    """Computes the order that meets token `permutation[t]` at step t.
 
     Args:
         permutation: (l) int, each of 0 ... l-1 once.
@@ -74,7 +74,7 @@ def column_major(y: int, x: int) -> Order:
 
 
 def reverse(order: Order) -> Order:
-    """The same order from its end.
+    """Computes the same order from its end.
 
     >>> import ssmjax
     >>> ssmjax.ops.scan_order.reverse(ssmjax.ops.scan_order.row_major(1, 3)).forward.tolist()

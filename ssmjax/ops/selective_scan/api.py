@@ -37,7 +37,7 @@ def selective_scan(
     return_state: bool = False,
     implementation: str = "auto",
 ) -> Float[jax.Array, "b l e"] | tuple[Float[jax.Array, "b l e"], State]:
-    """The selective state space scan of Mamba.
+    """Computes the selective state space scan of Mamba.
 
     With `dt = softplus(dt + dt_bias)` where asked for,
 
@@ -69,7 +69,7 @@ def selective_scan(
             (with `reverse`, from the one after). `h0` enters the first segment that is met.
         reverse: Runs against time, as if x, dt, B, C and z were flipped along l, and y flipped back.
         return_state: Also returns the last state.
-        implementation: See `ssmjax.ops.use_implementation`.
+        implementation: The name of one, or "auto"; see `ssmjax.ops.use_implementation`.
 
     Returns:
         y, (b l e) in the dtype of `x`; with `return_state` a pair of y and the state, (b e n) float32, complex64 with a

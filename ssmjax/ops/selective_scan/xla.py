@@ -38,7 +38,7 @@ MANY_STATES = 500_000
 
 
 def choose(platform: str, b: int, e: int, n: int) -> Form:
-    """The form that is fastest on a platform, `"cpu"`, `"gpu"` or `"tpu"`.
+    """Returns the form that is fastest on a platform, `"cpu"`, `"gpu"` or `"tpu"`.
 
     CPU: sequential for every shape measured, 5 to 12 times faster than the associative forms (benchmarks/README.md).
     GPU: a step of the sequential form is a kernel of about 4 us, unrolled, however small its state, and
@@ -57,7 +57,7 @@ def _many_states(b: int, states: int) -> bool:
 
 
 def chunk_length(l: int, target: int = 64) -> int:
-    """The chunk nearest to `target` that cuts `l` into equal parts (up to rounding), so that little is padded.
+    """Returns the chunk nearest to `target` that cuts `l` into equal parts (up to rounding), so that little is padded.
 
     >>> [chunk_length(l) for l in (1, 65, 197, 1024)]
     [1, 65, 66, 64]
@@ -99,7 +99,7 @@ def selective_scan_xla(call: ScanCall, *, form=None, chunk=None, unroll=None, ti
 
 
 def _scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse) -> ScanInputs:
-    """The public arguments in the layout of `ScanInputs`."""
+    """Returns the public arguments in the layout of `ScanInputs`."""
     g = next((M.shape[2] for M in (B, C) if M.ndim == 4), 1)
 
     def grouped(M):
@@ -138,7 +138,7 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
 def _like(grad: jax.Array, primal: jax.Array) -> jax.Array:
-    """A gradient in its primal's dtype: real B and C under a complex A take the real part."""
+    """Returns a gradient in its primal's dtype: real B and C under a complex A take the real part."""
     if jnp.iscomplexobj(grad) and not jnp.iscomplexobj(primal):
         grad = grad.real
     return grad.astype(primal.dtype)

@@ -80,7 +80,7 @@ class Plan:
 
 
 def varies(M: jax.Array) -> bool:
-    """Whether B or C changes with time."""
+    """Says whether B or C changes with time."""
     return M.ndim == 4
 
 
@@ -98,7 +98,7 @@ def batch_major(v: jax.Array, l: int) -> jax.Array:
 
 
 def to_steps(plan: Plan, inputs: ScanInputs) -> Steps:
-    """The chunks (c q b ...) of what changes with time, in the dtypes they came in."""
+    """Returns the chunks (c q b ...) of what changes with time, in the dtypes they came in."""
 
     def chunks(v):
         return time_major(v, plan.chunk)
@@ -121,7 +121,7 @@ def over_chunks(body: Callable, carry: Any, chunks: Any, *, reverse: bool) -> tu
 
 
 def step_terms(inputs: ScanInputs, steps: Steps) -> tuple[jax.Array, ...]:
-    """The step's `a = exp(dt A)`, `u = dt x`, `B`, `C` and `x`, `dt`, all (... b g n f) up to broadcasting.
+    """Returns the step's `a = exp(dt A)`, `u = dt x`, `B`, `C` and `x`, `dt`, all (... b g n f) up to broadcasting.
 
     The leading axes of `steps` are kept, so that it serves one step (b ...) and a chunk (q b ...). From here on
     all is float32.

@@ -115,5 +115,5 @@ def _sum_over_n(v: jax.Array) -> jax.Array:
 
 
 def _sum_over_f(v: jax.Array, w: jax.Array) -> jax.Array:
-    """The gradient of what all channels of a group share: sum over f of v (b g n f) times w (b g 1 f)."""
+    """Returns the gradient of what all channels of a group share: sum over f of v (b g n f) times w (b g 1 f)."""
     return jnp.einsum("bgnf,bgf->bgn", v, w[:, :, 0], precision=jax.lax.Precision.HIGHEST)

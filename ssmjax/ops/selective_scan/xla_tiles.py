@@ -68,7 +68,7 @@ def backward_in_tiles(backward: Callable, tile: int, inputs: ScanInputs, boundar
 
 
 def _split_channels(inputs: ScanInputs, k: int) -> ScanInputs:
-    """The same scan with every group cut into k."""
+    """Returns the same scan with every group cut into k."""
 
     def split(M):
         if varies(M):
@@ -98,13 +98,13 @@ def _counts(tile: int, h0: jax.Array) -> tuple[int, int, int]:
 
 
 def _nearest_divisor(size: int, pieces: float) -> int:
-    """The divisor of `size` nearest in ratio to a wanted number of pieces."""
+    """Returns the divisor of `size` nearest in ratio to a wanted number of pieces."""
     divisors = (d for d in range(1, size + 1) if size % d == 0)
     return min(divisors, key=lambda d: abs(math.log(d / pieces)))
 
 
 def _input_axes(inputs: ScanInputs) -> tuple[Axes, Axes]:
-    """The batch axis and the group axis of every field, None where it has none."""
+    """Returns the batch axis and the group axis of every field, None where it has none."""
     B, C = ((0, 2) if varies(M) else (None, 0) for M in (inputs.B, inputs.C))
     pairs = ScanInputs(x=(0, 2), dt=(0, 2), A=(None, 0), B=B, C=C, h0=(0, 1), keep=(0, None))
     return tuple(zip(*pairs, strict=True))

@@ -25,7 +25,7 @@ def selective_state_update(
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] | None = None,
 ) -> tuple[Float[jax.Array, "b h p"] | Float[jax.Array, "b e"], Float[jax.Array, "..."]]:
-    """One step of `selective_scan` or of `ssd`.
+    """Computes one step of `selective_scan` or of `ssd`.
 
         state = exp(dt A) state + dt x B,    y = state C + D x,    y *= silu(z)
 

@@ -26,7 +26,7 @@ def separable_conv(
     origin: Sequence[int] | None = None,
     implementation: str = "auto",
 ) -> Float[jax.Array, "b c ..."]:
-    """The convolution of every feature with a sum of products of kernels along each axis.
+    """Computes the convolution of every feature with a sum of products of kernels along each axis.
 
         y_t = sum_j K_j x_(t - j + origin) + D x_t,    K_(i j ...) = sum_r K1_(r i) K2_(r j) ...,
 
@@ -46,7 +46,7 @@ def separable_conv(
         D: Skip weight, (c d).
         origin: For each axis the index into the kernel of its tap at offset zero; zeros, which is causal along every
             axis, by default.
-        implementation: See `ssmjax.ops.use_implementation`.
+        implementation: The name of one, or "auto"; see `ssmjax.ops.use_implementation`.
 
     Returns:
         y, (b c *s d), in the dtype of `x`.

@@ -45,7 +45,7 @@ def separable_conv_xla(
 
 
 def _dense(y: jax.Array, kernel: jax.Array, axis: int, origin: int) -> jax.Array:
-    """The convolution of (d 1|m b *s) along one axis with kernels (m k d), by Toeplitz matrices."""
+    """Returns the convolution of (d 1|m b *s) along one axis with kernels (m k d), by Toeplitz matrices."""
     matrix = toeplitz(jnp.moveaxis(kernel, -1, 0), y.shape[axis], origin)  # (d m out in)
     before, after = y.shape[3:axis], y.shape[axis + 1 :]
     # The batch stays an axis, and one group of axes is joined at a time: of a batch split over an explicit mesh, jax
@@ -59,7 +59,7 @@ def _dense(y: jax.Array, kernel: jax.Array, axis: int, origin: int) -> jax.Array
 
 
 def _transformed(y: jax.Array, kernel: jax.Array, axis: int, origin: int) -> jax.Array:
-    """The same by Fourier transforms."""
+    """Returns the same by Fourier transforms."""
     m, _, d = kernel.shape
     y = jnp.moveaxis(jnp.broadcast_to(y, (d, m, *y.shape[2:])), axis, -1)
     lead = y.shape[:-1]
@@ -72,7 +72,7 @@ def _transformed(y: jax.Array, kernel: jax.Array, axis: int, origin: int) -> jax
 
 
 def toeplitz(kernel: jax.Array, l: int, origin: int) -> jax.Array:
-    """The matrices `T_ij = kernel_(i - j + origin)`, (*m l l), from taps (*m k).
+    """Returns the matrices `T_ij = kernel_(i - j + origin)`, (*m l l), from taps (*m k).
 
     A ring of 2 l entries, repeated and cut into rows of 2 l - 1, moves on by one from row to row: no gather, so that
     the gradient needs no scatter.

@@ -24,7 +24,7 @@ def softmax_kernel(
     over: Int[Array, " r"] | None = None,
     implementation: str = "auto",
 ) -> Float[jax.Array, "... l h"]:
-    """The kernel of DSS, whose modes are normalized over the length.
+    """Computes the kernel of DSS, whose modes are normalized over the length.
 
         K_l = Re sum_n W_n e^(l dt A_n) / sum_j e^(j dt A_n),    l, j < length,
 
@@ -40,7 +40,7 @@ def softmax_kernel(
         epsilon: The reciprocal of the sum is `conj(sum) / (|sum|^2 + epsilon)`, bounded where the sum vanishes.
             One number, or one a mode, (h n); not negative.
         over: Lengths of several kernels, (r) int, in place of `length` above: zeros follow. They may be traced.
-        implementation: See `ssmjax.ops.use_implementation`.
+        implementation: The name of one, or "auto"; see `ssmjax.ops.use_implementation`.
 
     Returns:
         K, (*b l h), or (r *b l h) with `over`.

@@ -33,7 +33,7 @@ def ssd(
     return_state: bool = False,
     implementation: str = "auto",
 ) -> Float[jax.Array, "b l h p"] | tuple[Float[jax.Array, "b l h p"], Float[jax.Array, "b h p n"]]:
-    r"""The state space dual scan of Mamba-2: a matrix-valued state with one decay for each head.
+    r"""Computes the state space dual scan of Mamba-2: a matrix-valued state with one decay for each head.
 
     With `dt = clip(softplus(dt + dt_bias), *dt_limit)` where asked for,
 
@@ -62,7 +62,7 @@ def ssd(
             enters the first segment.
         chunk: About how many steps a chunk has. It changes speed and memory, not the result.
         return_state: Also returns the last state.
-        implementation: See `ssmjax.ops.use_implementation`.
+        implementation: The name of one, or "auto"; see `ssmjax.ops.use_implementation`.
 
     Returns:
         y, (b l h p) in the dtype of `x`; with `return_state` a pair of y and the state, (b h p n) float32.

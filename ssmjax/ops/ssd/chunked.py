@@ -113,7 +113,7 @@ def _forward(plan: _Plan, inputs: DecayingSum):
 
 
 def _backward(plan: _Plan, inputs: DecayingSum, boundaries, dy, dstate) -> DecayingSum:
-    """The gradients, chunk by chunk against time."""
+    """Returns the gradients, chunk by chunk against time."""
 
     def chunk(dh, now):
         h, steps, dy = now

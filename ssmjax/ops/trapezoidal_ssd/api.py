@@ -45,7 +45,7 @@ def trapezoidal_ssd(
     return_state: bool = False,
     implementation: str = "auto",
 ) -> Float[jax.Array, "b l r h p"] | tuple[Float[jax.Array, "b l r h p"], TrapezoidalState]:
-    r"""The scan of Mamba-3: a decaying matrix state, fed by the trapezoidal rule and by inputs of rank r.
+    r"""Computes the scan of Mamba-3: a decaying matrix state, fed by the trapezoidal rule and by inputs of rank r.
 
         S_t = a_t (S_{t-1} + (1 - blend_t) dt_t sum_r x_{t-1} B_{t-1}^T) + blend_t dt_t sum_r x_t B_t^T
         y_t = S_t C_t        for each rank
@@ -70,7 +70,7 @@ def trapezoidal_ssd(
             `state` enters the first segment.
         chunk: About how many steps a chunk has. It changes speed and memory, not the result.
         return_state: Also returns the state after the last step.
-        implementation: See `ssmjax.ops.use_implementation`.
+        implementation: The name of one, or "auto"; see `ssmjax.ops.use_implementation`.
 
     Returns:
         y, (b l r h p) float32; with `return_state` a pair of y and the state, whose `ssm` is float32.

@@ -25,7 +25,7 @@ def vandermonde(
     rule: str = "zoh",
     implementation: str = "auto",
 ) -> Float[jax.Array, "*b l h"]:
-    """The convolution kernel of a diagonal state space, of which one mode of each conjugate pair is given.
+    """Computes the convolution kernel of a diagonal state space, of which one mode of each conjugate pair is given.
 
         K_l = 2 Re sum_n C_n A_bar_n^l,    A_bar as `discretize(A, dt, rule)` has it,
 
@@ -42,7 +42,7 @@ def vandermonde(
         length: How many values l.
         dt: Step sizes, (h) or (h n); 1 by default.
         rule: "zoh", "impulse" or "dirac" (all A_bar = exp(dt A)), "bilinear" or "euler".
-        implementation: See `ssmjax.ops.use_implementation`.
+        implementation: The name of one, or "auto"; see `ssmjax.ops.use_implementation`.
 
     Returns:
         K, (*b l h).
@@ -86,7 +86,7 @@ def vandermonde_state(
     rule: str = "zoh",
     implementation: str = "auto",
 ) -> Inexact[jax.Array, "b h n"]:
-    """The state of a diagonal state space after a sequence, from zero and with an input vector of ones.
+    """Computes the state of a diagonal state space after a sequence, from zero and with an input vector of ones.
 
         s_n = sum_l A_bar_n^(L-1-l) u_l,
 
@@ -97,8 +97,8 @@ def vandermonde_state(
         u: Input, (b l h).
         A: Continuous diagonal, (h n), real or complex.
         dt: Step sizes, (h) or (h n); 1 by default.
-        rule: As in `vandermonde`.
-        implementation: See `ssmjax.ops.use_implementation`.
+        rule: The discretization, as in `vandermonde`.
+        implementation: The name of one, or "auto"; see `ssmjax.ops.use_implementation`.
 
     Returns:
         s, (b h n), float32 or complex64 as A is real or complex (float64, complex128 from float64).

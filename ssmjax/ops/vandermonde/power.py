@@ -31,7 +31,7 @@ def diagonal_power(
         steps: How many steps, (b) int, none negative.
         longest: The largest number of them that may come.
         dt: Step sizes, (h n).
-        rule: As in `vandermonde`.
+        rule: The discretization, as in `vandermonde`.
 
     Returns:
         (b h n), float32 or complex64 as A is real or complex (float64, complex128 from float64).

@@ -45,7 +45,7 @@ def state(u: jax.Array, squared: Pair) -> Pair:
 
 
 def _tables(b: int, squared: Pair, length: int) -> tuple[Pair, jax.Array]:
-    """The coarse table (h c n) and the fine one (h q 2n), real and imaginary parts side by side.
+    """Returns the coarse table (h c n) and the fine one (h q 2n), real and imaginary parts side by side.
 
     The coarse one meets each of the `b` rows, so that the more of these there are, the shorter it is.
     """
