@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from ssmjax.shapes import Array
+
 __all__ = ["full_like", "is_split", "lacks_mosaic_gpu", "look_up", "split_as", "varies", "vary_alike", "whole", "zeros"]
 
 
@@ -11,12 +13,12 @@ def full_like(x: jax.Array, value: float) -> jax.Array:
     return _vary(jnp.full_like(x, value), tuple(sorted(_varying_axes(x))))
 
 
-def zeros(shape: tuple[int, ...], dtype, like: jax.Array) -> jax.Array:
+def zeros(shape: tuple[int, ...], dtype, like: Array) -> jax.Array:
     """`jnp.zeros`, split over an explicit mesh as the rows of `like` are; see `split_as`."""
     return split_as(jnp.zeros(shape, dtype), like)
 
 
-def split_as(tree, like: jax.Array):
+def split_as(tree, like: Array):
     """Arrays (b ...) whose rows are split over the devices of a mesh as those of `like` (b ...) are.
 
     Over a mesh with explicit axes, which is what `jax.make_mesh` makes by default, jax joins no array that is split to
@@ -29,7 +31,7 @@ def split_as(tree, like: jax.Array):
     return jax.tree.map(lambda x: x if jnp.ndim(x) == 0 or _explicit(x) else jax.sharding.reshard(x, rows), tree)
 
 
-def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
+def look_up(table: jax.Array, index: Array) -> jax.Array:
     """`jnp.take(table, index, axis=0)`, split over an explicit mesh as `index` is, of which newer jax must be told."""
     sharding = _explicit(index)
     if sharding is None:
@@ -39,7 +41,7 @@ def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
     return table.at[index].get(mode="fill", out_sharding=out)
 
 
-def whole(x: jax.Array) -> jax.Array:
+def whole(x: Array) -> Array:
     """An array (b ...) of which every device of an explicit mesh has all rows."""
     sharding = _explicit(x)
     if sharding is None:
@@ -47,7 +49,7 @@ def whole(x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
 
 
-def is_split(x: jax.Array) -> bool:
+def is_split(x: Array) -> bool:
     """Whether the rows of an array are split over an explicit mesh."""
     return _explicit(x) is not None
 
