@@ -18,15 +18,15 @@ def with_last(value):
     return u.at[:, -1].set(value)
 
 
-@pytest.mark.parametrize("value", [1e8, np.nan])
 @pytest.mark.parametrize("cls", [S4, S4D, DSS, S5, LRU, Mamba])
-def test_the_scan_is_exactly_causal(cls, value):
+def test_the_scan_is_exactly_causal(cls):
     options = {"l_max": LENGTH} if cls in (S4, DSS) else {}
     layer = cls(D, d_state=4, **options, rngs=nnx.Rngs(0))
     definition, parameters = nnx.split(layer)
     mode = {} if cls is Mamba else {"mode": "scan"}
     run = quick.jit(lambda parameters, u: nnx.merge(definition, parameters)(u, **mode))
-    np.testing.assert_array_equal(run(parameters, with_last(value))[:, :-1], run(parameters, u)[:, :-1])
+    for value in (1e8, np.nan):
+        np.testing.assert_array_equal(run(parameters, with_last(value))[:, :-1], run(parameters, u)[:, :-1])
 
 
 @pytest.mark.parametrize("value", [1.0, 1e8])
