@@ -286,7 +286,7 @@ class KeyTable:
         for match in self._matches(ours):
             arrays = [np.asarray(ours[name]) for name in match.targets]
             for place, names in match.sources.items():
-                parts = [to_source(x[place], match.rule.layout) for x in arrays]
+                parts = [to_source(np.asarray(x[place]), match.rule.layout) for x in arrays]  # a scalar, too
                 whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=match.rule.axis)
                 cut = [whole]
                 if len(names) > 1:
