@@ -196,10 +196,10 @@ def _head(language: nnx.Module, x: jax.Array) -> Part:
 
 
 def _projections(block: TransformerBlock) -> list[nnx.Module]:
-    return [block.attn.q, block.attn.k, block.attn.v]
+    return [block.attn.q, block.attn.k, block.attn.v] if block.attn.qkv is None else [block.attn.qkv]
 
 
-def _apply_each(modules: list[nnx.Module], x: jax.Array) -> list[jax.Array]:
+def _apply_each(modules: list[nnx.Module], x: jax.Array) -> list[Any]:
     return [module(x) for module in modules]
 
 

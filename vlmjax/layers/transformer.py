@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax.nn import initializers
 
 from ssmjax import errors, ops
 from ssmjax.layers import LayerNorm, RMSNorm
-from ssmjax.layers.common.parameters import with_kinds
+from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.ops import KVCache
 from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
 from vlmjax.layers.rope import rotate
@@ -100,6 +103,34 @@ def linear(before: int, after: int, *, use_bias: bool, scale: float = 1.0, dtype
     return with_kinds(nnx.Linear(before, after, use_bias=use_bias, kernel_init=_fan_in(scale), dtype=dtype, rngs=rngs))
 
 
+class Joined(nnx.Module):
+    """Linear maps of the same input as one product, for inference: fewer and larger products.
+
+    Args:
+        parts: The maps; their parameters are copied.
+
+    >>> import jax.numpy as jnp
+    >>> parts = [linear(4, width, use_bias=True, dtype="float32", rngs=nnx.Rngs(0)) for width in (2, 3)]
+    >>> [part.shape for part in Joined(parts)(jnp.ones((1, 4)))]
+    [(1, 2), (1, 3)]
+    """
+
+    def __init__(self, parts: Sequence[nnx.Linear]):
+        first = parts[0]
+        self.widths = tuple(part.kernel.shape[-1] for part in parts)
+        self.dtype = first.dtype
+        self.kernel = parameter(jnp.concatenate([part.kernel[...] for part in parts], axis=-1), "weight")
+        biases = None if first.bias is None else jnp.concatenate([part.bias[...] for part in parts])
+        self.bias = None if biases is None else parameter(biases, "bias")
+
+    def __call__(self, x: Float[Array, "*b d"]) -> list[jax.Array]:
+        """What each of the maps returns."""
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        return jnp.split(y, np.cumsum(self.widths)[:-1].tolist(), axis=-1)
+
+
 class Attention(nnx.Module):
     """Multi-head attention with grouped heads, rotary positions where angles are given, and a cache.
 
@@ -121,6 +152,12 @@ class Attention(nnx.Module):
         self.k = linear(d, size.groups * p, use_bias=size.qkv_bias, **options)
         self.v = linear(d, size.groups * p, use_bias=size.qkv_bias, **options)
         self.out = linear(size.heads * p, d, use_bias=size.out_bias, scale=size.out_scale, **options)
+        self.qkv = None
+
+    def join(self) -> None:
+        """Makes one product of the projections to queries, keys and values; for inference, and not to be saved."""
+        self.qkv = nnx.data(Joined([self.q, self.k, self.v]))
+        self.q = self.k = self.v = None
 
     def __call__(
         self,
@@ -153,9 +190,8 @@ class Attention(nnx.Module):
 
     def project(self, x: Tokens, angles: Float[Array, "b l r"] | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (b l h p), keys and values (b l g p), turned by their angles."""
-        q, k, v = (
-            rearrange(part(x), "b l (h p) -> b l h p", p=self.size.head_width) for part in (self.q, self.k, self.v)
-        )
+        parts = [part(x) for part in (self.q, self.k, self.v)] if self.qkv is None else self.qkv(x)
+        q, k, v = (rearrange(part, "b l (h p) -> b l h p", p=self.size.head_width) for part in parts)
         return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
 
 
@@ -177,10 +213,20 @@ class Mlp(nnx.Module):
         self.gate = linear(size.d_model, size.d_mlp, **options) if size.gated else None
         self.up = linear(size.d_model, size.d_mlp, **options)
         self.down = linear(size.d_mlp, size.d_model, scale=size.out_scale, **options)
+        self.gate_up = None
+
+    def join(self) -> None:
+        """Makes one product of gate and up, where there is a gate; for inference, and not to be saved."""
+        if self.gate is not None:
+            self.gate_up = nnx.data(Joined([self.gate, self.up]))
+            self.gate = self.up = None
 
     def __call__(self, x: Tokens) -> Tokens:
         """Maps each token on its own."""
         act = ACTIVATIONS[self.activation]
+        if self.gate_up is not None:
+            gate, up = self.gate_up(x)
+            return self.down(act(gate) * up)
         return self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))
 
 
