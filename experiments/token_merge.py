@@ -9,7 +9,8 @@ them: what the losses alone bring. Merging methods have the logarithm of the siz
 
 Recipe (device, minutes, what is expected):
     python -m experiments.token_merge --teacher runs/vlm_scenes_dense/unfrozen                   one H200, 10
-    python -m experiments.token_merge --teacher runs/vlm_scenes_dense/unfrozen --size cpu        two CPU cores, 60
+    python -m experiments.token_merge --teacher experiments/weights/llava_scenes --size cpu --trained ours --seeds 0
+        two CPU cores, 10: a merger for the small teacher that comes with the project
 
 The headline is the divergence of the answers (KL, nats). Everything is tuned on validation scenes; `--split test`
 reads the test scenes, which is to be done once. What is finished is kept in `--runs-dir`, so that the same command goes
@@ -91,7 +92,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     common.require_writable("out_dir", config.out_dir)
     size = SIZES["smoke" if config.smoke else config.size]
     small = {"vision": {"depth": 1}, "text": {"depth": 1}}
-    model = vlmjax.create_model("llava_scenes", **small) if config.smoke else vlmjax.load_pretrained(config.teacher)
+    model = vlmjax.create_model("llava_scenes", **small) if config.smoke else _teacher(config)
     tests = scenes.load(size["tests"], seed=3, split=config.split)
     held = features(model, tests, size["batch"])
     train = scenes.load(size["train"], seed=4, split="train")
@@ -205,13 +206,24 @@ def _numbers(row: dict[str, np.ndarray]) -> dict[str, float]:
     return by_type | {"accuracy": accuracy, "kl": kl, "agreement": agreement, "ms": float(row["ms"])}
 
 
+def _teacher(config: Config) -> Llava:
+    model = vlmjax.load_pretrained(config.teacher, param_dtype="float32")
+    assert isinstance(model, Llava)
+    return model
+
+
+def _name(config: Config) -> str:
+    """What the teacher is called: `vlm_scenes` keeps it in a folder of the run's name, frozen and unfrozen."""
+    stage, run = config.teacher.name, config.teacher.parent.name.removeprefix("vlm_scenes_")
+    return {"unfrozen": run, "frozen": f"{run}_frozen"}.get(stage, stage)
+
+
 def _trained(model, seen, name: str, config: Config, size, seed: int) -> nnx.Module:
     """The method after its training, from an earlier call if that came so far."""
     if config.smoke:
         return fit(model, seen, name, config, size, seed)
     settings = repr((name, seed, config.budgets, config.learning_rate, config.task_weight, sorted(size.items())))
-    teacher = f"{config.teacher.parent.name}_{config.teacher.name}"
-    folder = config.runs_dir / NAME / teacher
+    folder = config.runs_dir / NAME / _name(config)
     file = folder / f"{name.replace(', ', '_')}_{seed}_{zlib.crc32(settings.encode()):08x}.npz"
     if file.is_file():
         definition, state = nnx.split(make_method(name, model, config.budgets, seed))
@@ -262,9 +274,8 @@ def _report(config, size, runs, answers, held, tests, maps) -> dict[str, Any]:
     right = np.asarray(held.logits.argmax(-1) == held.answers)
     teacher = {name: float(right[:, i].mean()) for i, name in enumerate(QUESTION_TYPES)}
     teacher["accuracy"] = float(right.mean())
-    name = f"{NAME}_{config.teacher.parent.name.removeprefix('vlm_scenes_')}"
-    name += "" if config.split == "validation" else f"_{config.split}"
-    paths = {"teacher": config.teacher.parent.name, "out_dir": "", "runs_dir": "", "options": size}
+    name = f"{NAME}_{_name(config)}" + ("" if config.split == "validation" else f"_{config.split}")
+    paths = {"teacher": _name(config), "out_dir": "", "runs_dir": "", "options": size}
     report = make_report(
         name,
         command=common.command(NAME, config, Config()),

@@ -139,13 +139,10 @@ def accuracies(model: Llava, part: easy_vqa.Part, data: easy_vqa.EasyVQA, *, bla
         answers = run(state, part.images[image[rows]], part.questions[image[rows], question[rows]])
         given.append(np.asarray(answers)[: min(size, len(image) - first)])
     right = np.concatenate(given) == wanted
-    kinds = {"yes or no": ("yes", "no"), "shape": ("circle", "rectangle", "triangle")}
     words = np.array(data.words)[wanted]
-    found = {"all": float(right.mean())}
-    for kind, listed in kinds.items():
-        found[kind] = float(right[np.isin(words, listed)].mean())
-    others = ~np.isin(words, [word for listed in kinds.values() for word in listed])
-    return found | {"color": float(right[others].mean())}
+    yes, shape = np.isin(words, ("yes", "no")), np.isin(words, ("circle", "rectangle", "triangle"))
+    kinds = {"all": yes | True, "yes or no": yes, "shape": shape, "color": ~(yes | shape)}
+    return {kind: float(right[rows].mean()) for kind, rows in kinds.items() if rows.any()}
 
 
 def _examples(model: Llava, data: easy_vqa.EasyVQA) -> dict[str, Any]:

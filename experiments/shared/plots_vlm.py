@@ -103,7 +103,8 @@ def draw_easy_vqa(results: Path, figure: Path) -> None:
 
     record = json.loads(Path(results).read_text())
     metrics, examples = record["metrics"], record["examples"]
-    images, kinds = decode_images(examples["images"]), ("all", "yes or no", "shape", "color")
+    images = decode_images(examples["images"])
+    kinds = [kind for kind in ("all", "yes or no", "shape", "color") if f"test/{kind}" in metrics]
     fig, axes = plt.subplots(1, 1 + len(images), figsize=(3 + 2.4 * len(images), 3.2), layout="constrained")
     for i, (row, label, color) in enumerate((("blank", "picture blank", "#bbbbbb"), ("test", "with it", "#3b6fb6"))):
         found = [metrics[f"{row}/{kind}"] for kind in kinds]
@@ -333,7 +334,8 @@ def draw_merge_method(results: Path, figure: Path) -> None:
         axes[0].axhline(at, color="white", lw=0.3)
         axes[0].axvline(at, color="white", lw=0.3)
     axes[0].set_title("the tower: 144 tokens", fontsize=10)
-    axes[1].imshow(example["score"], cmap="viridis")
+    low, high = np.percentile(example["score"], (2, 98))
+    axes[1].imshow(example["score"], cmap="viridis", vmin=low, vmax=high)
     axes[1].set_title("1. a score: how much is each\nan anchor?", fontsize=10)
     for color, place in zip(palette, anchors, strict=True):
         y, x = divmod(int(place), 12)

@@ -13,6 +13,7 @@ from experiments import (
     projector_study,
     token_merge,
     token_merge_classifier,
+    token_merge_method,
     token_merge_speed,
     vlm_easy_vqa,
     vlm_finetune,
@@ -67,6 +68,13 @@ def test_a_contrastive_tower_and_going_on(tmp_path, monkeypatch):
         again["metrics"] == first["metrics"]
         and again["curves"]["tower"]["losses"] == first["curves"]["tower"]["losses"]
     )
+
+
+@pytest.mark.slow
+def test_the_method(tmp_path):
+    report = token_merge_method.main(token_merge_method.Config(smoke=True, picture=3, out_dir=tmp_path))
+    assert report["metrics"]["mass"]["mean"] == pytest.approx(144)
+    assert (tmp_path / "figures" / "token_merge_method.png").is_file()
 
 
 @pytest.mark.slow
