@@ -42,9 +42,13 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Normalizes an array of any rank, in any floating dtype."""
-        x = jnp.asarray(x, jnp.float32)
-        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        return (y * _last_axis(self.scale, x.ndim)).astype(self.dtype)
+
+        def normalize(x):
+            x = jnp.asarray(x, jnp.float32)
+            y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+            return (y * _last_axis(self.scale, x.ndim)).astype(self.dtype)
+
+        return _keeping_input(normalize)(x)
 
 
 class LayerNorm(nnx.Module):
@@ -78,10 +82,14 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Normalizes an array of any rank, in any floating dtype."""
-        x = jnp.asarray(x, jnp.float32)
-        x = x - x.mean(-1, keepdims=True)
-        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        return (y * _last_axis(self.scale, x.ndim) + _last_axis(self.bias, x.ndim)).astype(self.dtype)
+
+        def normalize(x):
+            x = jnp.asarray(x, jnp.float32)
+            x = x - x.mean(-1, keepdims=True)
+            y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+            return (y * _last_axis(self.scale, x.ndim) + _last_axis(self.bias, x.ndim)).astype(self.dtype)
+
+        return _keeping_input(normalize)(x)
 
 
 class BatchNorm(nnx.Module):
@@ -188,6 +196,11 @@ def add_norm(
     """
     residual = residual + hidden.astype(residual.dtype)
     return norm(residual), residual
+
+
+def _keeping_input(normalize):
+    """A norm of which the backward pass gets the input alone: float32 arrays in between would cost more to keep."""
+    return jax.checkpoint(normalize, prevent_cse=False)
 
 
 def _last_axis(parameter: nnx.Param, ndim: int) -> jax.Array:

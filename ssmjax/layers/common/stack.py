@@ -13,8 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ssmjax import errors
+from ssmjax.ops.selective_scan.call import STATES
 
 __all__ = ["apply_stack", "in_pattern_order", "make_stack", "unstack"]
+
+_SCANNED = jax.checkpoint_policies.save_only_these_names(STATES)
 
 
 def make_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -87,7 +90,7 @@ def apply_stack(
         unroll: A Python loop in place of the scan: a faster run where the compiler gains from seeing all blocks, at a
             compile time that grows with the depth.
         remat: Whether the backward pass recomputes a block's inside from its input, which saves memory and costs a
-            forward.
+            forward; without its selective scans, whose states are kept.
 
     Returns:
         The carry after the last block. With `outputs`, the carry and the outputs, on a new leading axis in the order of
@@ -215,7 +218,7 @@ class _Runner:
             return carry, (changed, outputs)
 
         if self.remat:  # inside a scan nothing can be merged back, so no barrier is needed
-            run = jax.checkpoint(run, prevent_cse=self.unroll)
+            run = jax.checkpoint(run, prevent_cse=self.unroll, policy=_SCANNED)
         slices = {}
         for kind, piece in pieces.items():
             shape = repeats, unit.count(kind)

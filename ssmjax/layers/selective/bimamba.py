@@ -12,6 +12,7 @@ from ssmjax.layers.common.checks import check_segment_ids
 from ssmjax.layers.common.padding import Compaction, compact
 from ssmjax.layers.selective.parts import MixerSize, branch_parts, project_out, projection, scan_inputs, state_log
 from ssmjax.ops._half import widen
+from ssmjax.ops.selective_scan.call import STATES
 from ssmjax.shapes import Expanded, Mask, SegmentIds, Tokens
 
 __all__ = ["BiMamba"]
@@ -52,7 +53,8 @@ class BiMamba(nnx.Module):
         conv_bias: Whether the convolutions have a bias.
         use_bias: Whether `in_proj` and `out_proj` have one.
         out_scale: A factor on the initial `out_proj`; deep stacks pass `1 / sqrt(number of layers)`.
-        dtype: Of the computation and the output. The scans and the sum of the directions are float32 whatever it is.
+        dtype: Of the computation and the output. The scans and the sum of the directions are float32 whatever it is;
+            with bfloat16 the sum is rounded once before the gate.
         param_dtype: Of the parameters.
         rngs: Source of the initial values.
 
@@ -138,9 +140,18 @@ class BiMamba(nnx.Module):
         x, z = jnp.split(self.in_proj(u), 2, axis=-1)
         if padding is not None:  # a bias of in_proj must not reach real tokens through the convolution from the end
             x = jnp.where(padding.mask[..., None], x, 0)
-        y = self._both_directions(x, padding, segment_ids)
-        y = y * jax.nn.silu(z.astype(jnp.float32))
-        y = project_out(self.out_proj, y, self.dtype)
+
+        def mix(x):
+            return self._both_directions(x, padding, segment_ids)
+
+        def gate(y, z):
+            return project_out(self.out_proj, y * jax.nn.silu(z.astype(jnp.float32)), self.dtype)
+
+        # Training is bound by memory traffic: convolutions, step sizes and gates cost less to compute again than to
+        # write and read. The barriers that `prevent_cse` sets would keep them from fusing with what is beside them.
+        y = jax.checkpoint(mix, policy=_SCANNED, prevent_cse=False)(x)
+        y = y.astype(jnp.bfloat16) if jnp.dtype(self.dtype) == jnp.bfloat16 else y
+        y = jax.checkpoint(gate, prevent_cse=False)(y, z)
         return y if padding is None else padding.undo(y)
 
     def init_state(self, batch: int) -> Any:
@@ -184,6 +195,10 @@ class BiMamba(nnx.Module):
         """A, D and the bias of dt of one direction."""
         A = -jnp.exp(A_log[...].astype(jnp.float32))
         return A, getattr(self, f"D{suffix}")[...], getattr(self, f"dt_proj{suffix}").bias[...]
+
+
+_SCANNED = jax.checkpoint_policies.save_only_these_names(STATES)
+"""Of a mixer, the backward pass gets the inputs and the states of its scans, and computes the rest again."""
 
 
 def _scan(x, dt, B, C, A, D, dt_bias, **options):

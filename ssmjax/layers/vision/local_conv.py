@@ -42,11 +42,17 @@ class LocalConv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b y x d"]) -> Float[jax.Array, "b y x d"]:
         """Adds the convolution to the grid, in the dtype of `x`; positions beyond the grid are zeros."""
-        rows, columns = x.shape[1:3]
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
-        y = bias[None, None, None]
-        for u in range(3):
-            for v in range(3):
-                y = y + kernel[u, v][None, None, None] * padded[:, u : u + rows, v : v + columns]
+        # Nine shifted copies of the input would be kept for the backward pass otherwise.
+        y = jax.checkpoint(_convolve, prevent_cse=False)(x.astype(self.dtype), kernel, bias)
         return x + y.astype(x.dtype)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    rows, columns = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    y = bias[None, None, None]
+    for u in range(3):
+        for v in range(3):
+            y = y + kernel[u, v][None, None, None] * padded[:, u : u + rows, v : v + columns]
+    return y

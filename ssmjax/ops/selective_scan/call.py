@@ -4,7 +4,11 @@ from typing import NamedTuple
 
 import jax
 
-__all__ = ["ScanCall"]
+__all__ = ["STATES", "ScanCall"]
+
+STATES = "selective_scan_states"
+"""The name (`jax.ad_checkpoint.checkpoint_name`) of the states that a forward pass stores for the backward pass: under
+`jax.checkpoint` with a policy that saves this name, the backward pass does not scan the sequence forwards again."""
 
 
 class ScanCall(NamedTuple):

@@ -12,11 +12,12 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ssmjax import _compat
 from ssmjax.ops import backend
 from ssmjax.ops._numerics.derivatives import reverse_only
-from ssmjax.ops.selective_scan.call import ScanCall
+from ssmjax.ops.selective_scan.call import STATES, ScanCall
 from ssmjax.ops.selective_scan.mosaic.plan import CHANNELS, KEPT, Plan, Tile, choose_tiles
 from ssmjax.ops.selective_scan.xla import selective_scan_xla
 
@@ -185,7 +186,7 @@ def _scan(plan: Plan, arrays: dict):
 
 def _scan_fwd(plan: Plan, arrays: dict):
     found = _by_platform("forward", plan, arrays, keep_states=True)
-    return (found["y"], found.get("end")), (arrays, found["states"])
+    return (found["y"], found.get("end")), (arrays, checkpoint_name(found["states"], STATES))
 
 
 def _scan_bwd(plan: Plan, saved, cotangents):

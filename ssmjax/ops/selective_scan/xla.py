@@ -20,13 +20,14 @@ import functools
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
+from jax.ad_checkpoint import checkpoint_name
 from jax.export import is_symbolic_dim
 
 from ssmjax import _compat
 from ssmjax.ops._numerics.derivatives import reverse_only
 from ssmjax.ops._numerics.dtypes import number_type, real_type
 from ssmjax.ops.selective_scan import xla_chunked, xla_sequential
-from ssmjax.ops.selective_scan.call import ScanCall
+from ssmjax.ops.selective_scan.call import STATES, ScanCall
 from ssmjax.ops.selective_scan.xla_common import Form, Plan, ScanInputs
 from ssmjax.ops.selective_scan.xla_tiles import backward_in_tiles, forward_in_tiles
 
@@ -125,7 +126,7 @@ def _scan(plan: Plan, inputs: ScanInputs):
 
 def _scan_fwd(plan: Plan, inputs: ScanInputs):
     y, state, boundaries = _by_platform("forward", plan, inputs)
-    return (y, state), (inputs, boundaries)
+    return (y, state), (inputs, checkpoint_name(boundaries, STATES))
 
 
 def _scan_bwd(plan: Plan, saved, cotangents):
