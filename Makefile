@@ -19,7 +19,7 @@ VERSION_TESTS ?= $(addprefix tests/,ops/test_registry.py layers/test_registry.py
 # The interpreter as the user named it, else what `.ci/find-python $(1)` finds.
 choose_python = $(if $(filter file,$(origin PYTHON)),$(shell .ci/find-python $(1)),$(PYTHON))
 
-.PHONY: help demo test test-slow test-gpu test-parity parity-torch test-reliability test-notebooks test-colab-pins \
+.PHONY: help demo test test-slow test-gpu test-tpu-compile test-parity parity-torch test-reliability test-notebooks test-colab-pins \
         test-newest lint format wheel-test docs bench clean
 
 help:  ## list the targets
@@ -49,6 +49,10 @@ test-reliability: .venv/.ready  ## kill -9, corrupted files, determinism
 
 test-gpu: .venv/.ready  ## the kernels on this machine's GPU against float64; recorded in benchmarks/results
 	@$(RUN) -m tests.gpu
+
+test-tpu-compile: .venv/.ready  ## compile every op and three training steps for TPUs that are not here, with their memory
+	@.ci/make-venv .venv $(RUN) "jax[tpu]"
+	@$(RUN) -m benchmarks.ahead tpu
 
 test-notebooks: .venv/.ready  ## execute the notebooks in smoke form
 	@$(RUN) -m pytest -m notebook

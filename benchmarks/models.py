@@ -29,7 +29,7 @@ from ssmjax.training.optim import adamw
 from ssmjax.training.state import commit, split_model
 from ssmjax.training.step import init_state, make_step
 
-__all__ = ["Config", "held_bytes", "main", "merged"]
+__all__ = ["Config", "example_batch", "held_bytes", "main", "merged", "training_step"]
 
 Task = Literal["infer", "train"]
 
@@ -96,7 +96,7 @@ def _records(name: str, task: Task, config: Config) -> list[dict[str, Any]]:
     model = ssmjax.create_model(name, dtype=config.dtype, **changes)
     family = registry.get_family(registry.family_of(model.config))
     shape, dtype = family.input_shape(model.config, config.batch), family.input_dtype(model.config)
-    batch = _batch(shape, dtype, model.config)
+    batch = example_batch(shape, dtype, model.config)
     peer = _opponent(model, task, config)
     steps, runs, temporary = {}, {}, {}
     for implementation in config.implementation:
@@ -150,7 +150,8 @@ def _label(record: dict[str, Any]) -> str:
     return " ".join(filter(None, [record["model"], record.get("changes"), chosen if chosen != "auto" else ""]))
 
 
-def _batch(shape: tuple[int, ...], dtype: Any, config: Any) -> dict[str, jax.Array]:
+def example_batch(shape: tuple[int, ...], dtype: Any, config: Any) -> dict[str, jax.Array]:
+    """Random inputs of a model's shape and dtype, and labels."""
     inputs, labels = jax.random.split(jax.random.key(0))
     if jnp.issubdtype(dtype, jnp.integer):
         x = jax.random.randint(inputs, shape, 0, config.vocab_size, dtype)
@@ -166,8 +167,8 @@ def _inference(model: Any, batch: dict[str, jax.Array]) -> tuple[Callable[[], An
     return lambda: call(params, rest, batch["inputs"]), held_bytes(call)
 
 
-def _training(model: Any, batch: dict[str, jax.Array]) -> tuple[Callable[[], Any], int]:
-    """A training step, and the bytes that it holds at once."""
+def training_step(model: Any) -> tuple[Callable[..., Any], Any]:
+    """A step of forward, backward and AdamW, to be jitted, and the state that it begins with."""
 
     def loss(model, batch, key):
         logits = model(batch["inputs"], train=True, key=key)
@@ -175,8 +176,14 @@ def _training(model: Any, batch: dict[str, jax.Array]) -> tuple[Callable[[], Any
 
     layout, params, rest = split_model(model)
     optimizer = adamw(1e-3, steps=1000)
-    state = commit(init_state(params, rest, optimizer, seed=0, ema=False, layout=layout))
-    step = jax.jit(make_step(layout, loss, optimizer), donate_argnums=0).lower(state, batch).compile()
+    return make_step(layout, loss, optimizer), init_state(params, rest, optimizer, seed=0, ema=False, layout=layout)
+
+
+def _training(model: Any, batch: dict[str, jax.Array]) -> tuple[Callable[[], Any], int]:
+    """A training step, and the bytes that it holds at once."""
+    step, state = training_step(model)
+    state = commit(state)
+    step = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     kept = [state]
 
     def run():

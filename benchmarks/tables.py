@@ -4,7 +4,16 @@ import json
 import pathlib
 import re
 
-__all__ = ["error_table", "main", "memory_table", "model_table", "op_tables", "test_line"]
+__all__ = [
+    "ahead_gpu_table",
+    "ahead_tpu_table",
+    "error_table",
+    "main",
+    "memory_table",
+    "model_table",
+    "op_tables",
+    "test_line",
+]
 
 FOLDER = pathlib.Path(__file__).parent
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -86,7 +95,36 @@ def memory_table(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
-OTHERS = {"kernel_error": error_table, "lti_memory": memory_table}
+def memory_line(record: dict) -> str:
+    """What is said of a program that was compiled for a TPU."""
+    return record["error"] or f"{record['peak_mb']:,.1f} MB"
+
+
+def ahead_tpu_table(records: list[dict]) -> str:
+    """Markdown: what each program that was compiled for a TPU holds at once, or why it did not compile."""
+    targets = list(dict.fromkeys(r["target"] for r in records))
+    found = {(r["program"], r["target"]): memory_line(r) for r in records}
+    lines = [f"| program | {' | '.join(targets)} |", "|---" * (1 + len(targets)) + "|"]
+    for program in dict.fromkeys(r["program"] for r in records):
+        lines.append(f"| {program} | {' | '.join(found.get((program, target), '') for target in targets)} |")
+    return "\n".join(lines)
+
+
+def ahead_gpu_table(records: list[dict]) -> str:
+    """Markdown: registers of a thread and spilled bytes of each kernel of a scan with its gradients."""
+    lines = ["| scan with its gradients | registers of its kernels | bytes spilled |", "|---|---|---|"]
+    for r in records:
+        registers = ", ".join(str(k["registers"]) for k in r["kernels"])
+        lines.append(f"| {r['program']} | {registers} | {sum(k['spilled_bytes'] for k in r['kernels'])} |")
+    return "\n".join(lines)
+
+
+OTHERS = {
+    "ahead_gpu": ahead_gpu_table,
+    "ahead_tpu": ahead_tpu_table,
+    "kernel_error": error_table,
+    "lti_memory": memory_table,
+}
 """Results files that are not those of a device, and what draws them."""
 
 KINDS = {"_tests": test_line}
