@@ -6,11 +6,12 @@ decoding. A course report that profiled Qwen2-VL found 97.9 % of the time in the
 its images' size is not told. Here the share is a curve over the size.
 
 Each part is compiled and timed on its own, and each stage as a whole. `--blocks 1` times one block of each kind and
-multiplies it by the depth: for one free GPU, or two cores.
+multiplies it by the depth: for one free GPU, or two cores. What is in memory is timed as a whole, too, beside what one
+block foretells of it. `--clock processor` counts the time that a CPU spends on it, for a machine that others use, too.
 
 Recipe (device, minutes, what is expected):
     python -m experiments.vlm_profile                        one H100 or H200, 8
-    python -m experiments.vlm_profile --blocks 1 --sizes 224 448 672     two CPU cores, 15
+    python -m experiments.vlm_profile --blocks 2 --sizes 224 336 448 --clock processor     two CPU cores, 20
 
 Expected: the visual part of Qwen2-VL-2B takes more than the language model's at every size, and beyond about 1,000
 pixels attention takes most of it; of LLaVA-1.5-7B it takes a twentieth. Times extrapolated from one block are within a
@@ -36,6 +37,9 @@ NAME = "vlm_profile"
 PUBLISHED = {"visual_share": 0.979, "source": "course report A, Figure 2: Qwen2-VL, size of the images not told"}
 
 SIZES = {"llava_1_5_7b": (224, 336), "qwen2_vl_2b": (224, 448, 672, 1008, 1344, 2044)}
+_ONCE = ("patches", "projector", "head")
+"""Parts that are in no block."""
+
 SMOKE = {"llava_nano": (32,), "qwen2_vl_nano": (56,)}
 
 
@@ -55,6 +59,8 @@ class Config:
     dtype: str | None = None
     """float32 or bfloat16; by default what suits the device."""
     rounds: int = 5
+    clock: str = "wall"
+    """wall, or processor: the time of all threads of this process."""
     out_dir: Path = Path(".")
     """Where the result and the figure go."""
     smoke: bool = False
@@ -75,8 +81,11 @@ def main(config: Config = Config()) -> dict[str, Any]:
     dtype = config.dtype or common.accelerator_dtype()
     if config.blocks is not None:
         errors.as_int(NAME, "blocks", config.blocks, least=1)
-    matrix = matmul_rate(dtype, (512,) if config.smoke else (2048,) if jax.default_backend() == "cpu" else (4096, 8192))
-    rates = {"flops": matrix, "bytes": copy_rate()}
+    if config.clock not in ("wall", "processor"):
+        raise errors.unknown_name("clock", config.clock, ("wall", "processor"))
+    cpu = jax.default_backend() == "cpu"
+    sizes = (512,) if config.smoke else (2048,) if cpu else (4096, 8192)
+    rates = {"flops": matmul_rate(dtype, sizes, config.clock), "bytes": copy_rate(config.clock)}
     print(f"{dtype}: products {rates['flops'] / 1e12:.2f} TFLOP/s, copies {rates['bytes'] / 1e9:.0f} GB/s", flush=True)
     cases: dict[str, Any] = {}
     for name in SMOKE if config.smoke else config.models:
@@ -92,7 +101,8 @@ def main(config: Config = Config()) -> dict[str, Any]:
         published=PUBLISHED,
         cases=cases,
     )
-    parts = [NAME, *(["blocks"] if config.blocks else []), *(["smoke"] if config.smoke else [])]
+    kinds = {"blocks": config.blocks, "cpu": cpu, "smoke": config.smoke}
+    parts = [NAME, *(kind for kind, there in kinds.items() if there)]
     results, figure = common.result_paths(config.out_dir, "_".join(parts))
     write_report(results, report)
     plots_profile.draw_profile(results, figure)
@@ -135,18 +145,22 @@ def _model(name: str, config: Config, dtype: str) -> dict[str, Any]:
 
 
 def _stage(stage: vlm_parts.Stage, config: Config) -> dict[str, Any]:
-    """Every part, what they would take together from one block, and, of a whole model, the whole."""
-    parts = {part.name: vlm_parts.measure(part, config.rounds) for part in stage.parts}
-    inside = sum(parts[part.name]["ms"] for part in stage.parts if part.count > 1)
-    outside = sum(parts[part.name]["ms"] for part in stage.parts) - inside
-    found: dict[str, Any] = {"parts": parts, "extrapolated_ms": outside}
+    """Every part, the whole of what is in memory, and what one block foretells of it and of the published model."""
+    parts = {part.name: vlm_parts.measure(part, config.rounds, config.clock) for part in stage.parts}
+    inside = 0.0
+    outside = sum(parts[part.name]["ms"] for part in stage.parts if part.name in _ONCE)
     if stage.block is not None:
-        block = vlm_parts.measure(stage.block, config.rounds)
-        found |= {"block_ms": block["ms"], "extrapolated_ms": outside + block["ms"]}
-    whole = None if config.blocks else vlm_parts.measure(stage.whole, config.rounds)["ms"]
-    found["ms"] = found["extrapolated_ms"] if whole is None else whole
-    found["whole_ms"] = whole
-    return found
+        inside = vlm_parts.measure(stage.block, config.rounds, config.clock)["ms"]
+    whole = vlm_parts.measure(stage.whole, config.rounds, config.clock)["ms"]
+    share = stage.ran / stage.blocks if stage.blocks else 0.0
+    return {
+        "parts": parts,
+        "blocks": stage.blocks,
+        "ran": stage.ran,
+        "whole_ms": whole,
+        "foretold_of_whole": (outside + share * inside) / whole,
+        "ms": whole if stage.ran == stage.blocks else outside + inside,
+    }
 
 
 def _summary(stages: dict[str, Any], config: Config) -> dict[str, float]:
@@ -162,25 +176,21 @@ def _summary(stages: dict[str, Any], config: Config) -> dict[str, float]:
         "attention_share_of_tower": parts["attention"] / sum(parts.values()),
         "visual_share_of_flops": (flops["tower"] + flops["projector"]) / (sum(flops.values()) - flops["decode"]),
     }
-    if not config.blocks:
-        for name in ("tower", "prefill", "decode"):
-            numbers[f"{name}_extrapolated"] = stages[name]["extrapolated_ms"] / ms[name]
-    return numbers
+    return numbers | {f"{name}_foretold": stages[name]["foretold_of_whole"] for name in ("tower", "prefill", "decode")}
 
 
 def table(report: dict[str, Any]) -> str:
     """The cases in Markdown: times of the stages, shares of the visual part and of attention."""
     lines = [
         "| model, pixels | visual tokens | tower, ms | projector, ms | prompt, ms | step, ms | visual part of the "
-        "first token, % | attention in the tower, % | extrapolated / whole: tower, prompt, step |",
+        "first token, % | attention in the tower, % | foretold by one block / whole: tower, prompt, step |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for case, found in report["cases"].items():
         numbers = found["summary"]
         times = [f"{numbers[f'{stage}_ms']:.2f}" for stage in ("tower", "projector", "prefill", "decode")]
         shares = [f"{100 * numbers[name]:.1f}" for name in ("visual_share", "attention_share_of_tower")]
-        ratios = [numbers.get(f"{stage}_extrapolated") for stage in ("tower", "prefill", "decode")]
-        checked = "" if None in ratios else ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        checked = ", ".join(f"{numbers[f'{stage}_foretold']:.2f}" for stage in ("tower", "prefill", "decode"))
         lines.append(f"| {' | '.join([case, str(found['visual']), *times, *shares, checked])} |")
     share = 100 * report["published"]["visual_share"]
     lines.append(f"\nPublished share of the visual part: {share:.1f} % ({report['published']['source']}).")

@@ -42,20 +42,30 @@ class Part:
 
 
 class Stage(NamedTuple):
-    """A stage of a model: its parts, one whole block (None where there is none), and all of it."""
+    """A stage of a model.
+
+    Attributes:
+        parts: Its parts.
+        block: One whole block; None where there is none.
+        whole: All of it, with as many blocks as are in memory.
+        blocks: How many blocks the published model runs.
+        ran: How many run in `whole`.
+    """
 
     parts: list[Part]
     block: Part | None
     whole: Part
+    blocks: int = 0
+    ran: int = 0
 
 
-def measure(part: Part, rounds: int) -> dict[str, float]:
+def measure(part: Part, rounds: int, clock: str = "wall") -> dict[str, float]:
     """Milliseconds, floating-point operations and bytes of all of a part's occurrences."""
     out = jax.eval_shape(part.function, *part.args)
     moved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((part.args, out)))
     flops = count_flops(part.function, *part.args) if part.flops is None else part.flops
     return {
-        "ms": part.count * milliseconds(part.function, part.args, rounds),
+        "ms": part.count * milliseconds(part.function, part.args, rounds, clock),
         "flops": part.count * flops,
         "bytes": part.count * (moved if part.bytes is None else part.bytes),
     }
@@ -91,8 +101,10 @@ def tower_stages(model: nnx.Module, size: int, blocks: int) -> tuple[Stage, Stag
     whole, state = function_of(tower, call)
     project, project_state = function_of(projector, lambda m, x: m(x))
     projection = Part("projector", project, (project_state, visual))
+    ran = len(tower.layers) + (0 if isinstance(model, Qwen2VL) else 1 + layer)
+    one = _block(tower.layers[0], x, angles, blocks)
     return (
-        Stage(parts, _block(tower.layers[0], x, angles, blocks), Part("tower", whole, (state, images))),
+        Stage(parts, one, Part("tower", whole, (state, images)), blocks, ran),
         Stage([projection], None, projection),
     )
 
@@ -117,7 +129,8 @@ def prefill_stage(model: nnx.Module, length: int, blocks: int, room: int) -> Sta
 
     whole, state = function_of(language, read)
     parts = [*block_parts(block, size, x, angles, blocks), _head(language, x[:, -1])]
-    return Stage(parts, _block(block, x, angles, blocks), Part("prefill", whole, (state, x)))
+    one = _block(block, x, angles, blocks)
+    return Stage(parts, one, Part("prefill", whole, (state, x)), blocks, len(language.layers))
 
 
 def decode_stage(model: nnx.Module, length: int, blocks: int) -> Stage:
@@ -152,7 +165,8 @@ def decode_stage(model: nnx.Module, length: int, blocks: int) -> Stage:
     block = Part("block", function, (state, x, caches), share)
     whole, state = function_of(language, lambda m, tokens, cache: m.step(tokens, cache))
     cache = LMCache(caches, jnp.asarray([length], jnp.int32))
-    return Stage(parts, block, Part("decode", whole, (state, jnp.zeros((1,), jnp.int32), cache)))
+    step = Part("decode", whole, (state, jnp.zeros((1,), jnp.int32), cache))
+    return Stage(parts, block, step, blocks, len(layers))
 
 
 def block_parts(block: TransformerBlock, size: BlockSize, x: jax.Array, angles: Any, count: int) -> list[Part]:
