@@ -316,6 +316,8 @@ def _loop(definition, state, tokens, mask, key, inputs: Mapping, numbers, *, cou
     b, v = logits.shape
     out = jnp.full((b, count), pad, jnp.int32)
     kept = jnp.zeros((b, count, v), jnp.float32) if keep else None
+    model = nnx.merge(definition, state)
+    step, cache = model.unrolled(cache) if hasattr(model, "unrolled") else (model.step, cache)
 
     def running(carry):
         i, *_, done, _, _ = carry
@@ -327,8 +329,7 @@ def _loop(definition, state, tokens, mask, key, inputs: Mapping, numbers, *, cou
         out = jax.lax.dynamic_update_slice(out, token[:, None], (0, i))
         if keep:
             kept = jax.lax.dynamic_update_slice(kept, logits[:, None].astype(jnp.float32), (0, i, 0))
-        model = nnx.merge(definition, state)
-        logits, cache = model.step(token, cache)
+        logits, cache = step(token, cache)
         return i + 1, logits, cache, seen, done, out, kept
 
     first = (jnp.zeros((), jnp.int32), logits, cache, seen, jnp.zeros((b,), bool), out, kept)

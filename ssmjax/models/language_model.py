@@ -323,6 +323,28 @@ class LanguageModel(nnx.Module):
         (hidden, residual), cache = self._apply(block, (hidden, self._no_residual(hidden)), cache)
         return self.logits(add_norm(self.norm_f, hidden, residual)[0]), cache
 
+    def unrolled(self, cache: dict[str, Any]) -> tuple[Any, Any]:
+        """What a loop over tokens runs: a form of `step`, and the cache in its form.
+
+        With `unroll_layers` each block has its arrays to itself. They are then cut out of the stacks once, before the
+        loop, and not at every token, which for one row takes as long as the step's products.
+        """
+        if not self.config.unroll_layers:
+            return self.step, cache
+        parts = {kind: nnx.split(getattr(self, kind)) for kind in dict.fromkeys(self.config.pattern)}
+        places = list(_places(self.config.pattern))
+        blocks = [nnx.merge(parts[kind][0], jax.tree.map(lambda x, i=i: x[i], parts[kind][1])) for kind, i in places]
+
+        def step(tokens, states):
+            hidden, after = self.embed(tokens), []
+            residual = self._no_residual(hidden)
+            for block, state in zip(blocks, states, strict=True):
+                hidden, residual, state = block.step(hidden, residual, state)
+                after.append(state)
+            return self.logits(add_norm(self.norm_f, hidden, residual)[0]), after
+
+        return step, [jax.tree.map(lambda x, i=i: x[i], cache[kind]) for kind, i in places]
+
     def _run(self, hidden, *, cache=None, every=False, **options):
         """The last block's output, the residual before it, and the cache, or with `every` all residual streams."""
 

@@ -113,6 +113,16 @@ def test_a_padded_batch_continues_each_prompt_as_if_alone(name):
         chex.assert_trees_all_close(logits[row], wanted[0], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mamba", "hybrid"])
+def test_unrolled_layers_generate_the_same(name):
+    model, x = make(name), tokens(2, 5)
+    unrolled = LanguageModel(dataclasses.replace(CONFIGS[name], unroll_layers=True), rngs=nnx.Rngs(0))
+    nnx.update(unrolled, nnx.state(model))
+    found, wanted = (ssmjax.generate(m, x, max_new_tokens=4, return_logits=True) for m in (unrolled, model))
+    np.testing.assert_array_equal(found[0], wanted[0])
+    chex.assert_trees_all_close(found[1], wanted[1], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["mamba", "mamba2", "mamba3", "hybrid"])
 def test_packed_sequences(name):
     model, x, ids = make(name), tokens(1, 9), np.array([[3, 3, 3, 3, 5, 5, 5, 5, 5]])

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.layers.common.checks import check_segment_ids
-from ssmjax.layers.common.mixer import PackedState, enter
+from ssmjax.layers.common.mixer import PackedState, enter, enter_state, leave_state
 from ssmjax.layers.selective.parts import MixerSize, branch_parts, project_out, projection, scan_inputs, state_log
 from ssmjax.ops._half import widen
 from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
@@ -181,6 +181,21 @@ class Mamba(nnx.Module):
                 "Mamba.step", "u", u, "(b, d), one token a row", "Call the layer itself for a sequence."
             )
         check_segment_ids("Mamba.step", segment_ids, u.shape[:1])
-        ids = None if segment_ids is None else segment_ids[:, None]
-        y, state = self(u[:, None], segment_ids=ids, state=state, return_state=True)
-        return y[:, 0], state
+        state, segment = enter_state(state, None if segment_ids is None else segment_ids[:, None])
+        conv_in, z = jnp.split(self.in_proj(u), 2, axis=-1)
+        x, window = self.conv1d(conv_in[:, None], state=state.conv, return_state=True)
+        dt, B, C = scan_inputs(x, self.x_proj, self.dt_proj, self.rms_eps)
+        y, ssm = ops.selective_state_update(
+            state.ssm,
+            widen(x[:, 0]),
+            dt[:, 0],
+            -jnp.exp(self.A_log[...].astype(jnp.float32)),
+            B[:, 0],
+            C[:, 0],
+            D=self.D[...],
+            z=z,
+            dt_bias=self.dt_proj.bias[...],
+            dt_softplus=True,
+        )
+        y = project_out(self.out_proj, y[:, None], self.dtype)[:, 0]
+        return y, leave_state(MambaState(window, ssm), segment)
