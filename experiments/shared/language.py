@@ -61,6 +61,8 @@ class Config:
     steps: int = 20000
     batch_size: int = 64
     learning_rate: float = 1e-3
+    end: float = 0.0
+    """The learning rate at the last step; as much as the first for one that stays."""
     weight_decay: float = 0.0
     seeds: int = 3
     """How many runs, with seeds 0, 1, ..."""
@@ -136,7 +138,7 @@ def fit_part(
 ) -> tuple[Any, dict[str, Any]]:
     """Trains as a part of an experiment, and ends the process if its minutes are over; returns as `train` does."""
     steps = 3 if config.smoke else config.steps
-    rate = dict(warmup_steps=steps // 20, weight_decay=config.weight_decay, b2=b2)
+    rate = dict(warmup_steps=steps // 20, end=config.end, weight_decay=config.weight_decay, b2=b2)
     settings = FitConfig(
         seed=seed,
         log_every=max(1, steps // 20),
