@@ -18,11 +18,21 @@ project = "ssmjax"
 author = copyright = "the ssmjax authors"
 version = release = ssmjax.__version__
 
-extensions = ["coverage_check", "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "coverage_check",
+    "equations",
+    "myst_nb",
+    "signatures",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
 exclude_patterns = ["_build", "notebooks/*.py"]  # the twins hold the same cells
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the text gives shapes and dtypes; jaxtyping's unions are hard to read
+autodoc_typehints = "signature"  # as the source writes them, see ext/signatures.py
+python_maximum_signature_line_length = 88
 add_module_names = False
 default_role = "literal"  # docstrings write code in single backticks
 napoleon_numpy_docstring = False
@@ -36,11 +46,13 @@ nb_execution_timeout = 300
 html_theme = "sphinx_book_theme"
 html_title = f"ssmjax {release}"
 html_theme_options = {"show_toc_level": 2}
+html_static_path = ["static"]
+html_css_files = ["narrow.css"]
 
 
 def escape_stars(app, what, name, obj, options, lines):
     """`(b l *f)` in a docstring is a shape, not the start of emphasis."""
-    lines[:] = [re.sub(r"(?<![*\\])\*(?![*\s])", r"\\*", line) for line in lines]
+    lines[:] = [line if r"\begin{array}" in line else re.sub(r"(?<![*\\])\*(?![*\s])", r"\\*", line) for line in lines]
 
 
 def setup(app):
