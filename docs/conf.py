@@ -8,6 +8,9 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS / "ext")]
 
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.docstrings import prepare_docstring
+
 import ssmjax
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -55,5 +58,18 @@ def escape_stars(app, what, name, obj, options, lines):
     lines[:] = [line if r"\begin{array}" in line else re.sub(r"(?<![*\\])\*(?![*\s])", r"\\*", line) for line in lines]
 
 
+def describe_constants(app, what, name, obj, options, lines):
+    """A constant that a package takes from one of its modules has its text there; a dict's own is no description."""
+    if what != "data" or lines != prepare_docstring(type(obj).__doc__ or ""):
+        return
+    package, _, attribute = name.rpartition(".")
+    lines.clear()
+    for module in sorted(m for m in sys.modules if m.startswith(package) and hasattr(sys.modules[m], attribute)):
+        texts = ModuleAnalyzer.for_module(module).find_attr_docs()
+        if ("", attribute) in texts and getattr(sys.modules[module], attribute) is obj:
+            lines[:] = texts["", attribute]
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", describe_constants, priority=300)
     app.connect("autodoc-process-docstring", escape_stars, priority=900)  # after napoleon

@@ -131,5 +131,12 @@ def test_messages():
         Mamba3(D, head_dim=4, rope_fraction=0.3, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"Mamba3.step: u must be \(b, d\)"):
         make("mamba3").step(sequence(1), None)
+    layer, ids = CausalAttention(D, heads=2, rngs=nnx.Rngs(0)), jnp.zeros((2, 1), jnp.int32)
+    for call in (
+        lambda: layer(jnp.ones((2, 1, D)), segment_ids=ids, return_state=True),
+        lambda: layer.step(jnp.ones((2, D)), layer.init_state(2, 4), segment_ids=ids[:, 0]),
+    ):
+        with pytest.raises(ValueError, match="CausalAttention: segment_ids must be left out where there is a state"):
+            call()
     with pytest.raises(ValueError, match="CausalAttention: heads must be a divisor of d_model = 8, got 3"):
         CausalAttention(D, heads=3, rngs=nnx.Rngs(0))

@@ -10,6 +10,8 @@ from jax import export
 import ssmjax
 from ssmjax.layers import DSS, S4, S4D, BiMamba, Mamba
 from tests.layers import quick
+from tests.models import export_target
+from tests.models.registry_cases import layer_names, model_names, step_names
 
 # The checks of annotations do not know symbols.
 pytestmark = pytest.mark.usefixtures("as_a_user")
@@ -45,6 +47,21 @@ def test_mixers(make):
 def test_steps(make):
     layer = make(8, d_state=4, l_max=16, rngs=nnx.Rngs(0))
     check(layer, (jax.random.normal(jax.random.key(0), (2, 8)), layer.init_state(2)), "step")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Mamba2", *(pytest.param(name, marks=pytest.mark.slow) for name in [*layer_names(), *model_names()])],
+)
+def test_every_layer_and_model(name):
+    export_target.check(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["Mamba3(siso)", *(pytest.param(name, marks=pytest.mark.slow) for name in step_names())]
+)
+def test_every_step(name):
+    export_target.check_step(name)
 
 
 def test_a_model():

@@ -286,7 +286,7 @@ register_family(
         input_dtype=lambda config: jnp.int32,
         tiny={
             "vision": {"img_size": 8, "patch_size": 4, "d_model": 16, "depth": 2, "heads": 2, "d_mlp": 32},
-            "text": {"vocab": 32, "d_model": 16, "depth": 2, "heads": 2, "d_mlp": 32, "max_length": 64},
+            "text": {"vocab": 32, "d_model": 16, "depth": 2, "heads": 2, "kv_heads": 2, "d_mlp": 32, "max_length": 64},
             "image_token": 31,
         },
         hf="vlmjax.checkpoints.layouts:LLAVA_LAYOUTS",

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import _compat, errors, init, ops
 from ssmjax.layers.common.parameters import parameter, with_kinds
-from ssmjax.shapes import Array, Float, Mask, SegmentIds, Tokens
+from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
 
 __all__ = ["AttentionState", "CausalAttention"]
 
@@ -126,7 +126,8 @@ class CausalAttention(nnx.Module):
         """
         if segment_ids is not None and (state is not None or return_state):
             wanted = "left out where there is a state"
-            raise errors.bad_shape("CausalAttention", "segment_ids", segment_ids, wanted)
+            remedy = "Its cache is of one sequence a row: packed sequences are read whole."
+            raise errors.bad_shape("CausalAttention", "segment_ids", segment_ids, wanted, remedy)
         (b, l, _), mask = u.shape, None if mask is None else jnp.asarray(mask).astype(bool)
         if state is None and return_state:
             state = self.init_state(b, max(self.max_length, l))
@@ -165,9 +166,12 @@ class CausalAttention(nnx.Module):
         conv = jnp.zeros((batch, self.taps - 1, self.total), self.dtype)
         return AttentionState(keys, jnp.zeros((batch,), jnp.int32), conv)
 
-    def step(self, u: Array, state: AttentionState) -> tuple[Float[Array, "b d"], AttentionState]:
-        """Mixes one token (b d): its output and the state after it."""
-        y, state = self(u[:, None], state=state, return_state=True)
+    def step(
+        self, u: Array, state: AttentionState, *, segment_ids: Int[Array, " b"] | None = None
+    ) -> tuple[Float[Array, "b d"], AttentionState]:
+        """Mixes one token (b d): its output and the state after it. Segment ids are refused, as in a call."""
+        ids = None if segment_ids is None else segment_ids[:, None]
+        y, state = self(u[:, None], segment_ids=ids, state=state, return_state=True)
         return y[:, 0], state
 
     def _turn(self, x, positions):
