@@ -67,3 +67,15 @@ def test_more_tokens_than_the_context():
     model = vlmjax.create_model("llama_nano", depth=1, max_length=8)
     with pytest.raises(ValueError, match=r"l at most max_length = 8, got \(1, 9\)"):
         model(jnp.ones((1, 9), int))
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_bits():
+    """On any device, with its default flags: nothing in the step is a scatter."""
+    model = vlmjax.create_model("llava_nano", vision={"depth": 1, "img_size": 16}, text={"depth": 1})
+    n, image = model.config.tokens_per_image, model.config.image_token
+    tokens = jnp.asarray(np.concatenate([np.full((4, n), image), np.arange(12).reshape(4, 3) + 1], axis=1))
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((4, 16, 16, 3)), jnp.float32)
+    batch = {"images": images, "tokens": tokens, "labels": jnp.where(tokens == image, -1, tokens)}
+    one, two = (nnx.state(vlmjax.train_merger(model, [batch], budgets=(2, 8), steps=3, seed=1)[0]) for _ in range(2))
+    chex.assert_trees_all_equal(one, two)
