@@ -13,7 +13,7 @@ import pytest
 from ssmjax import ops
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.reference import selective_scan_reference
-from ssmjax.ops.selective_scan.xla import choose, chunk_length, selective_scan_xla
+from ssmjax.ops.selective_scan.xla import at_once, choose, chunk_length, selective_scan_xla
 from tests.ops import oracle
 from tests.ops.oracle import QUICK_COMPILE, scan_problem
 
@@ -242,6 +242,7 @@ def test_choice():
     assert choose("gpu", 8, 1536, 16) == "chunked"
     assert choose("gpu", 64, 768, 16) == "sequential"
     assert choose("tpu", 1024, 768, 16) == "chunked"
+    assert at_once(8, 2048, 2048, 16) and not at_once(2, 65536, 1536, 16), "as the memory allows"
     for l in range(1, 400):
         chunk = chunk_length(l)
         assert chunk < 97 and -(-l // chunk) * chunk - l < -(-l // chunk)  # less than one padded step a chunk

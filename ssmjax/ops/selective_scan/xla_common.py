@@ -67,6 +67,7 @@ class Plan:
         unroll: Unrolling of the sequential form's time loop, or None to choose.
         form: The form for every platform, or None to choose.
         tile: Numbers in the state of one tile of the sequential form on a CPU.
+        free: Whether the chunk was not asked for, so that a forward pass alone may take another one.
         keep_decays: Whether the sequential backward pass keeps a chunk's decays beside its states: on a CPU it is
             cheaper to read them than to compute the exponential again.
     """
@@ -76,6 +77,7 @@ class Plan:
     unroll: int | None
     form: Form | None
     tile: int
+    free: bool = False
     keep_decays: bool = False
 
 
