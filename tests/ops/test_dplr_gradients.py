@@ -57,6 +57,17 @@ def test_undamped_modes_on_the_nodes():
     assert max(errors.values()) < 1e-4, errors
 
 
+def test_a_rank_of_two_couples_the_pair_that_stays():
+    """With one column and a phase that makes it real, a wrong sign between the two unknowns would not show."""
+    rng = np.random.default_rng(1)
+    A = -0.5 + 1j * np.array([[3.0, 1.0, -1.0, -3.0]]).repeat(2, 0)
+    P, B, C = (rng.normal(size=(2, c, 2, 4)) for c in (2, 1, 3))
+    P, B, C = (jnp.asarray(v[0] + 1j * v[1], jnp.complex64) for v in (0.3 * P, B, C))
+    args = jnp.asarray(A, jnp.complex64), P, B[0], C, jnp.full((2,), 0.1)
+    K, wanted = (ops.dplr_kernel(*args, 16, implementation=name) for name in ("xla", "reference"))
+    np.testing.assert_allclose(K, wanted, atol=1e-5 * abs(wanted).max())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("measure", ["legs", "legt", "fout"])
 @pytest.mark.parametrize(("size", "length"), [(4, 131), (64, 131), (64, 1024)])

@@ -174,6 +174,6 @@ def _unknowns(sums: jax.Array, kept: Modes, where: cauchy.Nodes) -> tuple[list[j
     d = jax.lax.complex(-cosine * kept.at.alpha, 2 * sine + jnp.zeros_like(kept.beta))
     turn = as_complex(cosine * kept.beta)
     both = jax.lax.complex(*cauchy.denominator(kept.at.alpha, kept.at.beta, kept.at.rest, where))
-    scale = 1 / (both + d * (s_s + t_t) + turn * (t_s - s_t) + (s_s * t_t - s_t * t_s))
+    scale = 1 / (both + d * (s_s + t_t) + turn * (s_t - t_s) + (s_s * t_t - s_t * t_s))
     s, t = ((d + t_t) * f - (turn + s_t) * g) * scale, ((d + s_s) * g + (turn - t_s) * f) * scale
     return [v[:, :m] + v[:, m : m + 1] * s + v[:, m + 1 :] * t for v in y], s, t
