@@ -1,7 +1,8 @@
 """Attention with one matrix for queries, keys and values, beside the library's with three: values, training, times."""
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -173,21 +174,31 @@ def train_classifiers(variant: str, seeds: Sequence[int], rates: Sequence[float]
 
 
 def times(widths: Sequence[int], tokens: Sequence[int], layers: int) -> list[dict[str, Any]]:
-    """Milliseconds a layer of both forms, forward and with the backward pass, heads of 64 channels, batch 1."""
+    """Milliseconds a layer of both forms, forward and with the backward pass, heads of 64 channels, batch 1.
+
+    The forms take turns, and `ratio` is the median over the rounds of separate's time over fused's, so that what else
+    the machine does falls on both; `spread` is half the range of the middle half of the rounds.
+    """
     dtype = "bfloat16" if jax.default_backend() != "cpu" else "float32"
     rows = []
     for width in widths:
         size = BlockSize(width, max(1, width // 64), width, causal=True, dtype=dtype)
         for length in tokens:
             row: dict[str, Any] = {"width": width, "tokens": length, "dtype": dtype}
-            for name, kind in (("separate", Attention), ("fused", FusedAttention)):
-                row |= {f"{name}_{part}": ms for part, ms in _layer_times(kind, size, length, layers).items()}
+            separate, one = (_layer_runs(kind, size, length, layers) for kind in (Attention, FusedAttention))
+            for part in separate:
+                found = _taking_turns(separate[part], one[part]) * 1e3 / layers
+                ratios = found[:, 0] / found[:, 1]
+                row[f"separate_{part}"], row[f"fused_{part}"] = np.median(found, axis=0).tolist()
+                row[f"ratio_{part}"] = float(np.median(ratios))
+                row[f"spread_{part}"] = float(np.subtract(*np.percentile(ratios, [75, 25])) / 2)
             rows.append(row)
             print(row, flush=True)
     return rows
 
 
-def _layer_times(kind: type, size: BlockSize, length: int, layers: int) -> dict[str, float]:
+def _layer_runs(kind: type, size: BlockSize, length: int, layers: int) -> dict[str, Callable]:
+    """Compiled calls without arguments of a stack of layers: forward, and forward with backward."""
     modules = [nnx.split(kind(size, rngs=nnx.Rngs(i))) for i in range(layers)]
     definition, states = modules[0][0], [state for _, state in modules]
     states = jax.tree.map(lambda x: x.astype(size.dtype), states)
@@ -200,20 +211,22 @@ def _layer_times(kind: type, size: BlockSize, length: int, layers: int) -> dict[
 
     both = jax.jit(jax.grad(lambda states, x: forward(states, x).astype(jnp.float32).sum()))
     runs = {"forward": jax.jit(forward), "train": both}
-    return {name: 1e3 * _median(run, states, x) / layers for name, run in runs.items()}
+    return {name: functools.partial(run, states, x) for name, run in runs.items()}
 
 
-def _median(run, *arguments) -> float:
-    """Seconds of a call: the median of seven groups of as many calls as take about 30 ms."""
-    jax.block_until_ready(run(*arguments))
+def _taking_turns(*runs: Callable, rounds: int = 15) -> np.ndarray:
+    """Seconds of a call of each: (rounds, runs), each round the mean of as many calls as take about 20 ms."""
+    for run in runs:
+        jax.block_until_ready(run())
     begin = time.perf_counter()
-    jax.block_until_ready(run(*arguments))
-    count = max(1, min(100, int(0.03 / max(1e-6, time.perf_counter() - begin))))
-    found = []
-    for _ in range(7):
-        begin = time.perf_counter()
-        for _ in range(count):
-            y = run(*arguments)
-        jax.block_until_ready(y)
-        found.append((time.perf_counter() - begin) / count)
-    return float(np.median(found))
+    jax.block_until_ready(runs[0]())
+    count = max(1, min(100, int(0.02 / max(1e-6, time.perf_counter() - begin))))
+    found = np.zeros((rounds, len(runs)))
+    for i in range(rounds):
+        for j, run in enumerate(runs):
+            begin = time.perf_counter()
+            for _ in range(count):
+                y = run()
+            jax.block_until_ready(y)
+            found[i, j] = (time.perf_counter() - begin) / count
+    return found

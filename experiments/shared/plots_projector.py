@@ -80,9 +80,10 @@ def draw_projectors(results: Path, figure: Path) -> None:
     axes[1].axhline(record["linear_floor"]["test"], color="#333333", lw=0.9, ls="--", label="best linear map")
     axes[1].set(yscale="log", ylabel="variance not explained")
     axes[1].legend(fontsize=7, frameon=False)
-    _bars(axes[2], metrics, families, "answer_accuracy", "answers", 100)
+    trained = "answer_accuracy" if f"{families[0]}/answer_accuracy" in metrics else "token_accuracy"
+    _bars(axes[2], metrics, families, trained, "answers, trained by " + trained.split("_", maxsplit=1)[0] + "s", 100)
     axes[2].axhline(100 * record["teacher"]["accuracy"], color="#333333", lw=0.9, ls="--", label="teacher")
-    found = [100 * metrics[f"{name}/answer_accuracy"]["mean"] for name in families]
+    found = [100 * metrics[f"{name}/{trained}"]["mean"] for name in families]
     axes[2].set(ylabel="accuracy (%)", ylim=(max(0.0, min(found) - 5), 100))
     axes[2].legend(fontsize=7, frameon=False)
     places = np.arange(len(families))
@@ -98,6 +99,10 @@ def draw_projectors(results: Path, figure: Path) -> None:
     figure.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(figure, dpi=130)
     plt.close(fig)
+
+
+def _names(part: str) -> tuple[str, str]:
+    return f"ratio_{part}", f"spread_{part}"
 
 
 def _bars(axis, metrics, families, key, title, scale=1.0) -> None:
@@ -155,9 +160,9 @@ def draw_attention(results: Path, figure: Path) -> None:
         chosen = [row for row in record["times"] if row["width"] == width]
         color = shades(i / max(1, len(widths) - 1) * 0.85)
         for part, style in (("forward", "-"), ("train", "--")):
-            ratio = [row[f"separate_{part}"] / row[f"fused_{part}"] for row in chosen]
             label = f"{width} wide" if part == "forward" else None
-            axes[2].plot([row["tokens"] for row in chosen], ratio, style, marker="o", ms=4, color=color, label=label)
+            places, ratios, spreads = ([row[name] for row in chosen] for name in ("tokens", *_names(part)))
+            axes[2].errorbar(places, ratios, spreads, ls=style, marker="o", ms=4, color=color, label=label, lw=1.2)
     axes[2].axhline(1, color="#999999", lw=0.8)
     axes[2].set(xscale="log", xlabel="tokens", ylabel="times as fast when fused")
     axes[2].set_title(f"{record['device']['kind']}: forward (solid), training (dashed)")

@@ -269,7 +269,7 @@ def replaced(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in filter(Path.is_file, temporary.rglob("*")):
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())
         if path.exists():  # moved away first, as a folder cannot be renamed onto a full one

@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -235,10 +235,24 @@ def write_hf_folder(model: nnx.Module, folder: Path, *, shard_bytes: int = SHARD
     if len(kinds) == 1 and not {"dtype", "torch_dtype"} & description.keys():
         description["torch_dtype"] = kinds.pop()
     (folder / CONFIG).write_bytes(json_bytes(description))
+    if not layouts[0].parts:
+        _write_weights(folder, wanted, table.iter_source(arrays), shard_bytes)
+    for name, part in layouts[0].parts.items():
+        place, start = folder / name, len(part.prefix)
+        place.mkdir()
+        (place / CONFIG).write_bytes(json_bytes(description[f"{name}_cfg"]))
+        mine = {each[start:]: spec for each, spec in wanted.items() if each.startswith(part.prefix)}
+        pairs = ((each[start:], x) for each, x in table.iter_source(arrays) if each.startswith(part.prefix))
+        _write_weights(place, mine, pairs, shard_bytes)
+
+
+def _write_weights(
+    folder: Path, wanted: Mapping[str, Spec], arrays: Iterable[tuple[str, np.ndarray]], shard_bytes: int
+) -> None:
     shards = _shards(wanted, shard_bytes)
     names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     files = {folder / name: shard for name, shard in zip(names, shards, strict=True)}
-    write_safetensors_files(files, table.iter_source(arrays), {"format": "pt"})  # without which others refuse it
+    write_safetensors_files(files, arrays, {"format": "pt"})  # without which others refuse it
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(map(_size, wanted.values()))},

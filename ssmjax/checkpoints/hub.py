@@ -206,7 +206,8 @@ def _check_replaceable(path: Path, form: str) -> None:
     if not path.exists() or not any(path.iterdir()):
         return
     own = (CONFIG, WEIGHTS, MANIFEST)
-    names = sorted(file.name for file in path.iterdir())
+    inside = filter(Path.is_file, path.rglob("*")) if form == "hf" else path.iterdir()
+    names = sorted(file.name for file in inside)
     others = [name for name in names if not (WRITTEN.fullmatch(name) if form == "hf" else name in own)]
     if others:
         raise ValueError(

@@ -8,6 +8,7 @@ import pytest
 import vlmjax
 from ssmjax.checkpoints.arrays import model_arrays
 from tests.torch.test_mamba import lively
+from vlmjax.processing import anyres_crops
 
 pytestmark = pytest.mark.torch
 
@@ -170,6 +171,19 @@ def test_llava(seed, tmp_path):
         return [logits.numpy()]
 
     there_and_back(theirs, run, tmp_path)
+
+
+def test_crops_of_llava_next():
+    pinpoints = [(28, 56), (56, 28), (56, 56), (84, 28), (28, 84)]
+    size = {"height": 28, "width": 28}
+    processor = transformers.LlavaNextImageProcessorPil(
+        size=size, crop_size=size, image_grid_pinpoints=[list(each) for each in pinpoints]
+    )
+    rng = np.random.default_rng(0)
+    for shape in [(20, 60), (100, 45), (50, 50), (10, 13), (56, 84), (31, 29)]:
+        image = rng.integers(0, 256, (*shape, 3), np.uint8)
+        wanted = processor(image, return_tensors="np")["pixel_values"][0]
+        np.testing.assert_array_equal(anyres_crops(image, pinpoints, 28).transpose(0, 3, 1, 2), wanted)
 
 
 @pytest.mark.parametrize("seed", [0, 2])

@@ -8,8 +8,8 @@ from ssmjax import errors
 from ssmjax.checkpoints.mapping import Era, KeyTable, Rule
 from ssmjax.models.family import HFLayout, Part
 from vlmjax.checkpoints.fields import field, only
-from vlmjax.checkpoints.hf_language import language_rules, read_language
-from vlmjax.checkpoints.hf_towers import read_tower, tower_rules
+from vlmjax.checkpoints.hf_language import language_rules, read_language, write_language
+from vlmjax.checkpoints.hf_towers import read_tower, tower_rules, write_tower
 from vlmjax.models.llava import LlavaConfig
 from vlmjax.models.llava_next import LlavaNextConfig
 from vlmjax.models.towers import CLIPVisionConfig
@@ -25,7 +25,7 @@ TOWERS = {
 
 _TOWER = "model.vision_tower.vision_tower."
 _CLASSES = ("LlavaLlamaForCausalLM", "LlavaQwenForCausalLM")
-_ERAS = (Era("transformers 4", {f"{_TOWER}vision_model.": _TOWER, "vision_tower.vision_model.": "vision_tower."}),)
+_ERAS = (Era("transformers 4", {f"{_TOWER}vision_model.": _TOWER}),)
 
 # The position in torch's `Sequential` of each norm and each linear map.
 _NUMBERS = {
@@ -176,7 +176,7 @@ def _read_vila(description: Mapping[str, Any]) -> VilaConfig:
         projector_by_columns=kind == "mlp_downsample" and not nvila,
         layers=(field(description, ["mm_vision_select_layer"], -2),),
         keep_class=feature == "cls_patch",
-        image_token=text.vocab,
+        image_token=field(description, ["image_token_index"], text.vocab),
         scales=scales,
         scale_index=field(description, ["s2_resize_output_to_scale_idx"], 0),
         tiling="scales" if dynamic else "tiles" if description.get("image_aspect_ratio") == "dynamic" else "none",
@@ -191,23 +191,57 @@ def _scales(description: Mapping[str, Any]) -> tuple[int, ...]:
         raise errors.bad_argument("config.json", "s2_scales", found, "such as '448,896,1344'") from None
 
 
+def _write_vila(config: VilaConfig) -> dict[str, Any]:
+    if len(config.layers) != 1:
+        raise errors.bad_argument("save_pretrained", "layers", config.layers, "one hidden state")
+    nvila = config.projector != "mlp_downsample" or not config.projector_by_columns
+    description = {
+        "architectures": ["LlavaLlamaModel"],
+        "model_type": "llava_llama",
+        "mm_vision_select_layer": config.layers[0],
+        "mm_vision_select_feature": "cls_patch" if config.keep_class else "patch",
+        "mm_hidden_size": config.projector_width,
+        "hidden_size": config.text.d_model,
+        "image_token_index": config.image_token,
+        "image_aspect_ratio": {"none": "resize", "tiles": "dynamic", "scales": "dynamic_s2"}[config.tiling],
+        "s2": bool(config.scales) and config.tiling != "scales",
+        "llm_cfg": write_language(config.text),
+        "vision_tower_cfg": write_tower(config.vision),
+        "mm_projector_cfg": {
+            "architectures": ["MultimodalProjector"],
+            "model_type": "v2l_projector",
+            "mm_projector_type": config.projector,
+        },
+    }
+    if config.scales:
+        description["s2_scales"] = ",".join(map(str, config.scales))
+        description["s2_resize_output_to_scale_idx"] = config.scale_index
+    if nvila:
+        description["image_encoder"] = {"_target_": "llava.model.encoders.BasicImageEncoder"}
+        description["dynamic_s2"] = config.tiling == "scales"
+    return description
+
+
 def _vila_table(config: VilaConfig) -> KeyTable:
     return KeyTable(
         (
-            *tower_rules("vision_tower.", "vision."),
+            *tower_rules("vision_tower.vision_model.", "vision."),
             *projector_rules(config.projector, "mm_projector.layers.", "projector."),
             *language_rules("llm.", "language."),
         ),
-        ignored=("vision_tower.embeddings.position_ids", "llm.model.layers.{i}.self_attn.rotary_emb.inv_freq"),
+        ignored=(
+            "vision_tower.vision_model.embeddings.position_ids",
+            "llm.model.layers.{i}.self_attn.rotary_emb.inv_freq",
+        ),
         tied={"llm.lm_head.weight": "llm.model.embed_tokens.weight"} if config.text.tied else {},
-        eras=_ERAS,
+        eras=(Era("transformers 5", {"vision_tower.": "vision_tower.vision_model."}),),
     )
 
 
 VILA = HFLayout(
     ("llava_llama", "vila"),
     _read_vila,
-    _not_written,
+    _write_vila,
     _vila_table,
     recognizes=lambda description: "llm_cfg" in description or description.get("architectures") == ["LlavaLlamaModel"],
     parts={"llm": Part("llm."), "vision_tower": Part("vision_tower."), "mm_projector": Part("mm_projector.")},

@@ -14,15 +14,17 @@ from vlmjax.processing.images import (
     resize,
 )
 from vlmjax.processing.patches import PackedPatches, bucket_length, image_patches, pack_patches, smart_resize
+from vlmjax.processing.tiles import anyres_crops, scale_crops, tile_crops
 
 __all__ = [
     "CHATS",
     "CLIP_MEAN",
     "CLIP_STD",
-    "SIGLIP_MEAN",
-    "SIGLIP_STD",
     "Chat",
     "PackedPatches",
+    "SIGLIP_MEAN",
+    "SIGLIP_STD",
+    "anyres_crops",
     "bucket_length",
     "center_crop",
     "expand_placeholders",
@@ -33,5 +35,7 @@ __all__ = [
     "pad_to_square",
     "read_image",
     "resize",
+    "scale_crops",
     "smart_resize",
+    "tile_crops",
 ]

@@ -105,7 +105,8 @@ def test_vila(tmp_path, nvila):
         parts[part], arrays = split(arrays, f"{part}.")
     assert not arrays
     write(tmp_path / "llm", parts["llm"], write_language(model.config.text))
-    tower = {f"vision_model.{name}": x for name, x in parts["vision_tower"].items()}
+    tower = parts["vision_tower"]  # NVILA's in the spelling of transformers 5
+    tower = {name.removeprefix("vision_model.") if nvila else name: x for name, x in tower.items()}
     write(tmp_path / "vision_tower", tower, write_tower(model.config.vision))
     write(tmp_path / "mm_projector", parts["mm_projector"], {"mm_projector_type": "mlp_downsample"})
     description = {"architectures": ["LlavaLlamaModel"], "model_type": "llava_llama"}
@@ -114,6 +115,17 @@ def test_vila(tmp_path, nvila):
     found = vlmjax.load_pretrained(tmp_path)
     same(found, values)
     assert found.config == dataclasses.replace(model.config, image_token=31)
+    vlmjax.save_pretrained(found, tmp_path / "again", format="hf")
+    vlmjax.save_pretrained(found, tmp_path / "again", format="hf")  # in the place of the first
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
+        "config.json",
+        "llm",
+        "mm_projector",
+        "vision_tower",
+    ]
+    again = vlmjax.load_pretrained(tmp_path / "again")
+    same(again, values)
+    assert again.config == found.config
     (tmp_path / "llm" / "config.json").unlink()
     with pytest.raises(ValueError, match="llm must be a folder of that name with its own config.json"):
         vlmjax.load_pretrained(tmp_path)
@@ -155,3 +167,10 @@ def test_published_projectors_have_their_numbers_of_parameters(name, projector):
     config = registry.model_config(name)
     abstract = nnx.eval_shape(lambda: registry.build(registry.family_of(config), config).projector)
     assert sum(x.size for x in model_arrays(abstract).values()) == projector
+
+
+@pytest.mark.parametrize("name", ["vila_1_5_3b", "nvila_8b", "vila_nano"])
+def test_configurations_of_vila_both_ways(name):
+    config = registry.model_config(name)
+    layout = registry.hf_layouts(registry.get_family("vila"))[0]
+    assert layout.accepts(layout.write(config)) and layout.read(layout.write(config)) == config
