@@ -114,7 +114,7 @@ def page(title: str, names: Sequence[str], images: np.ndarray, labels: np.ndarra
     figures = []
     for i in order:
         best = np.argsort(-chances[i])[:3]
-        lines = " · ".join(f"{html.escape(names[k])} {100 * chances[i, k]:.0f} %" for k in best)
+        lines = " · ".join(f"{html.escape(names[k])} {100 * chances[i, k]:.0f}&nbsp;%" for k in best)
         kind = "right" if predicted[i] == labels[i] else "wrong"
         figures.append(
             f'<figure class="{kind}"><img alt="{html.escape(names[labels[i]])}" src="{_png(images[i])}">'

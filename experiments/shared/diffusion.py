@@ -178,10 +178,10 @@ def _load(config: Config) -> ImageData:
 
 def _run(name: str, config: Config, data: ImageData, seed: int) -> dict[str, Any]:
     """Trains, draws and measures one seed."""
-    config = dataclasses.replace(config, seed=seed)  # whichever of several seeds a command began with
+    trained = _of_training(config, seed)
     schedule = SCHEDULES[config.schedule]()
-    run_dir = config.runs_dir / f"{name}-{config.data}-{common.config_digest(config)}" / f"seed{seed}"
-    result = _train(name, config, data, schedule, seed, run_dir)
+    run_dir = config.runs_dir / f"{name}-{config.data}-{common.config_digest(trained)}" / f"seed{seed}"
+    result = _train(name, trained, data, schedule, seed, run_dir)
     began, model = time.perf_counter(), result.ema_model
     ssmjax.save_pretrained(model, run_dir / "weights")
     judges = [
@@ -198,6 +198,12 @@ def _run(name: str, config: Config, data: ImageData, seed: int) -> dict[str, Any
         "weights": run_dir / "weights",
         **found,
     }
+
+
+def _of_training(config: Config, seed: int) -> Config:
+    """The settings that decide the training of a seed, without those of drawing and measuring."""
+    drawing = {field: getattr(Config, field) for field in ("guidance", "sampler", "samples", "judge_epochs")}
+    return dataclasses.replace(config, seed=seed, **drawing)
 
 
 def _train(name: str, config: Config, data: ImageData, schedule: Schedule, seed: int, run_dir: Path) -> FitResult:

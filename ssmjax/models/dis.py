@@ -57,6 +57,7 @@ class DiSConfig:
         label_drop_rate: In training, how often a label is replaced by the null class, so that one model learns with and
             without classes (classifier-free guidance).
         norm_eps: Added to the mean square of the RMS norms.
+        condition_patches: Whether time and class are added to every patch, too; published: two tokens, and last layer.
         float32_residual: Whether the residual stream is float32 under any compute dtype [`residual_in_fp32`].
         drop_path_rate: The stochastic depth of the last block; see `drop_path_rates`. The original's default is 0.1.
         scan_together: Whether both directions of a mixer run as one scan of twice the channels, see `BiMamba`; for
@@ -87,6 +88,7 @@ class DiSConfig:
     learn_sigma: bool = True
     label_drop_rate: float = 0.1
     norm_eps: float = 1e-5
+    condition_patches: bool = False
     float32_residual: bool = True
     drop_path_rate: float = 0.0
     scan_together: bool = False
@@ -325,6 +327,8 @@ class DiS(nnx.Module):
             chosen = jax.nn.one_hot(labels, config.num_classes + 1, dtype=config.dtype)
             label = chosen @ self.label_embed[...].astype(config.dtype)
             extra, condition = [label, time], time + label
+        if config.condition_patches:
+            patches += (time if condition is None else condition)[:, None].astype(patches.dtype)
         tokens = jnp.concatenate([x[:, None] for x in extra] + [patches], axis=1)
         return tokens + self.pos_embed[...].astype(tokens.dtype), condition
 
@@ -392,7 +396,5 @@ for _name, _config in _SIZES.items():
     for _pixels in (256, 512):
         _latent = dict(img_size=_pixels // 8, in_channels=4, num_classes=1000)
         register_model(f"dis_{_name}_latent{_pixels}", "dis", dataclasses.replace(_config, **_latent))
-# Ours, for small images and machines of two cores.
-register_model(
-    "dis_nano", "dis", DiSConfig(img_size=16, in_channels=1, num_classes=10, d_model=128, depth=4, d_state=8)
-)
+_nano = DiSConfig(img_size=16, in_channels=1, num_classes=10, d_model=128, depth=4, d_state=8, condition_patches=True)
+register_model("dis_nano", "dis", _nano)  # ours, for small images and machines of two cores

@@ -1,5 +1,6 @@
 """The experiment with diffusion: one message for a bad setting, batches of one shape, a record of a smoke run."""
 
+import dataclasses
 import json
 
 import jax
@@ -57,3 +58,10 @@ def test_a_smoke_run_leaves_a_record_and_a_figure(tmp_path):
     record = json.loads((tmp_path / "experiments/results/dis_images_smoke.json").read_text())
     assert set(record["metrics"]) == set(report["metrics"]) >= {"recognised", "frechet_ddim_50", "precision", "recall"}
     assert (tmp_path / "figures/dis_images_smoke.png").stat().st_size > 10_000
+
+
+def test_how_samples_are_drawn_does_not_make_another_training():
+    config = diffusion._resolve("dis_images", dis_images.RECIPES, Config())
+    other = dataclasses.replace(config, guidance=4.0, sampler="ddpm", samples=100, seed=3, seeds=2)
+    assert diffusion._of_training(config, 3) == dataclasses.replace(diffusion._of_training(other, 3), seeds=1)
+    assert diffusion._of_training(config, 3) != diffusion._of_training(config, 4)

@@ -79,7 +79,7 @@ def test_the_page_escapes_names_and_puts_wrong_ones_first():
     assert "1 of 3 are right" in text and "&lt;b&gt;" in text and "<b><b>" not in text
     kinds = [part[:5] for part in text.split('<figure class="')[1:]]
     assert kinds == ["wrong", "wrong", "right"]
-    assert text.index("dog 80 %") < text.index("&lt;b&gt; 60 %")
+    assert text.index("dog 80&nbsp;%") < text.index("&lt;b&gt; 60&nbsp;%")
 
 
 def test_finetune_images_wants_a_folder():

@@ -163,3 +163,14 @@ def test_position_embeddings_follow_the_size(tmp_path):
 def test_messages(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_time_and_class_are_added_to_every_patch():
+    plain, conditioned = make(), make(condition_patches=True)
+    images, times, labels = inputs()
+    before, condition = plain._embed(images, times, labels)
+    after, _ = conditioned._embed(images, times, labels)
+    extra = plain.config.extra_tokens
+    np.testing.assert_array_equal(after[:, :extra], before[:, :extra])
+    wanted = jnp.broadcast_to(condition[:, None], before[:, extra:].shape)
+    np.testing.assert_allclose(after[:, extra:] - before[:, extra:], wanted, atol=1e-5)
