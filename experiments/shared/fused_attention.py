@@ -43,14 +43,14 @@ class FusedAttention(Attention):
         super().__init__(size, rngs=rngs)
         parts = [self.q, self.k, self.v]
         del self.q, self.k, self.v
-        self.qkv = nnx.Linear(
+        self.fused_qkv = nnx.Linear(
             size.d_model, sum(part.out_features for part in parts), use_bias=size.qkv_bias, dtype=size.dtype, rngs=rngs
         )
 
     def project(self, x: jax.Array, angles: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (b l h p), keys and values (b l g p), cut out of one product."""
         p, heads, groups = self.size.head_width, self.size.heads, self.size.groups
-        y = rearrange(self.qkv(x), "b l (h p) -> b l h p", p=p)
+        y = rearrange(self.fused_qkv(x), "b l (h p) -> b l h p", p=p)
         q, k, v = y[:, :, :heads], y[:, :, heads : heads + groups], y[:, :, heads + groups :]
         return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
 
@@ -59,9 +59,9 @@ def fused(attention: Attention) -> FusedAttention:
     """The fused form of an attention, with its values."""
     found = FusedAttention(attention.size, rngs=nnx.Rngs(0))
     parts = (attention.q, attention.k, attention.v)
-    found.qkv.kernel[...] = jnp.concatenate([part.kernel[...] for part in parts], axis=1)
+    found.fused_qkv.kernel[...] = jnp.concatenate([part.kernel[...] for part in parts], axis=1)
     if attention.size.qkv_bias:
-        found.qkv.bias[...] = jnp.concatenate([part.bias[...] for part in parts])
+        found.fused_qkv.bias[...] = jnp.concatenate([part.bias[...] for part in parts])
     found.out = attention.out
     return found
 
@@ -105,7 +105,7 @@ class Classifier(nnx.Module):
         self.embed = nnx.Linear(pixels, width, kernel_init=TORCH, rngs=rngs)
         self.places = nnx.Param(0.02 * jax.random.normal(rngs.params(), (tokens, width)))
         self.attn = (FusedAttention if fuse else Attention)(BlockSize(width, 4, width), rngs=rngs)
-        for part in [self.attn.qkv] if fuse else [self.attn.q, self.attn.k, self.attn.v]:
+        for part in [self.attn.fused_qkv] if fuse else [self.attn.q, self.attn.k, self.attn.v]:
             part.kernel[...] = init(rngs.params(), part.kernel.shape, jnp.float32)
         self.attn.out.kernel[...] = TORCH(rngs.params(), self.attn.out.kernel.shape, jnp.float32)
         self.head = nnx.Linear(width, 10, kernel_init=TORCH, rngs=rngs)
