@@ -174,6 +174,22 @@ def _unknowns(sums: jax.Array, kept: Modes, where: cauchy.Nodes) -> tuple[list[j
     d = jax.lax.complex(-cosine * kept.at.alpha, 2 * sine + jnp.zeros_like(kept.beta))
     turn = as_complex(cosine * kept.beta)
     both = jax.lax.complex(*cauchy.denominator(kept.at.alpha, kept.at.beta, kept.at.rest, where))
-    scale = 1 / (both + d * (s_s + t_t) + turn * (s_t - t_s) + (s_s * t_t - s_t * t_s))
-    s, t = ((d + t_t) * f - (turn + s_t) * g) * scale, ((d + s_s) * g + (turn - t_s) * f) * scale
+    s, t = _pair(((d, turn), ((s_s, s_t), (t_s, t_t)), (f, g)), both)
     return [v[:, :m] + v[:, m : m + 1] * s + v[:, m + 1 :] * t for v in y], s, t
+
+
+@jax.custom_jvp
+def _pair(system: tuple, both: jax.Array) -> Pair:
+    """Solves `(d + s_s) s + (turn + s_t) t = f, (t_s - turn) s + (d + t_t) t = g`; `both` is `d^2 + turn^2`."""
+    (d, turn), ((s_s, s_t), (t_s, t_t)), (f, g) = system
+    scale = 1 / (both + d * (s_s + t_t) + turn * (s_t - t_s) + (s_s * t_t - s_t * t_s))
+    return ((d + t_t) * f - (turn + s_t) * g) * scale, ((d + s_s) * g + (turn - t_s) * f) * scale
+
+
+@_pair.defjvp
+def _pair_jvp(primals, tangents):
+    """The same system for the tangents. The quotient's own derivative cancels where `d` is far smaller than `s_s`."""
+    (system, both), (((d, turn), ((s_s, s_t), (t_s, t_t)), (f, g)), _) = primals, tangents
+    s, t = _pair(system, both)
+    right = f - (d + s_s) * s - (turn + s_t) * t, g - (t_s - turn) * s - (d + t_t) * t
+    return (s, t), _pair((*system[:2], right), both)
