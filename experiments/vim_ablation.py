@@ -174,7 +174,7 @@ def resolve(config: Config) -> Config:
     bases = dict.fromkeys(VARIANTS[name].base for name in config.variants)
     variants = tuple(dict.fromkeys((*bases, *config.variants)))
     if config.smoke:
-        variants = ("plain", "plain_mean") if variants == tuple(VARIANTS) else variants[:2]
+        variants = ("plain", "plain_mean") if set(variants) == set(VARIANTS) else variants[:2]
     return image.resolve(experiment(variants[0], config), dataclasses.replace(config, variants=variants))
 
 

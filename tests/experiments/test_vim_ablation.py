@@ -40,6 +40,8 @@ def test_only_the_recipe_writes_the_claim():
 
     assert name() == "vim_ablation" and name(data="digits") == "vim_ablation_digits"
     assert name(smoke=True) == "vim_ablation_smoke"
+    assert vim_ablation.resolve(Config(smoke=True)).variants == ("plain", "plain_mean")
+    assert vim_ablation.resolve(Config(variants=("ema",))).variants == ("compact", "ema")
     assert name(epochs=3) != "vim_ablation" != name(variants=("ema",))
     with pytest.raises(ValueError, match="Unknown variant 'emma'.*'ema'"):
         name(variants=("emma",))
