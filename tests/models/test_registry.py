@@ -76,8 +76,28 @@ def test_full_size_of_the_others(name):
     check_full_size(name)
 
 
-class EveryModelTest(chex.TestCase):
-    @parameterized.named_parameters(*DISTINCT_CASES)
+def check_bfloat16(name):
+    model, _ = lively(name, dtype="bfloat16")
+    definition, state = nnx.split(model)
+
+    @quick.jit
+    def run(state, x):
+        def loss(state):
+            out = nnx.merge(definition, state)(**x)
+            return jax.nn.log_softmax(out.reshape(2, -1))[:, 0].sum(), out
+
+        gradient, out = jax.grad(loss, has_aux=True)(state)
+        return out, gradient
+
+    out, gradient = run(state, arguments(model.config))
+    _check(model, out)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradient, state)
+    chex.assert_tree_all_finite(gradient)
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))  # every parameter is used
+
+
+class EveryFamilyTest(chex.TestCase):
+    @parameterized.named_parameters(*FIRST_CASES)
     def test_full_size(self, name):
         check_full_size(name)
 
@@ -86,35 +106,25 @@ class EveryModelTest(chex.TestCase):
     def test_forward(self, name):
         check_forward(name, self.variant)
 
-    @parameterized.named_parameters(*DISTINCT_CASES)
+    @parameterized.named_parameters(*FIRST_CASES)
     def test_forward_and_gradients_in_bfloat16(self, name):
-        model, _ = lively(name, dtype="bfloat16")
-        definition, state = nnx.split(model)
-
-        @quick.jit
-        def run(state, x):
-            def loss(state):
-                out = nnx.merge(definition, state)(**x)
-                return jax.nn.log_softmax(out.reshape(2, -1))[:, 0].sum(), out
-
-            gradient, out = jax.grad(loss, has_aux=True)(state)
-            return out, gradient
-
-        out, gradient = run(state, arguments(model.config))
-        _check(model, out)
-        chex.assert_trees_all_equal_shapes_and_dtypes(gradient, state)
-        chex.assert_tree_all_finite(gradient)
-        assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))  # every parameter is used
+        check_bfloat16(name)
 
 
 @pytest.mark.slow
-class OtherModelsTest(chex.TestCase):
-    """Forward in float32 is what the test in bfloat16 above computes, too."""
+class EveryOtherKindTest(chex.TestCase):
+    @parameterized.named_parameters(*LATER_CASES)
+    def test_full_size(self, name):
+        check_full_size(name)
 
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.named_parameters(*LATER_CASES)
     def test_forward(self, name):
         check_forward(name, self.variant)
+
+    @parameterized.named_parameters(*LATER_CASES)
+    def test_forward_and_gradients_in_bfloat16(self, name):
+        check_bfloat16(name)
 
 
 def _check(model, out):
