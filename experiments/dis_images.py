@@ -30,7 +30,7 @@ class Config(diffusion.Config):
 
 
 RECIPES = {
-    "digits": diffusion.Recipe(160, 64, 3e-3, patch_size=2, d_model=64, depth=4, samples=1000, judge_epochs=30),
+    "digits": diffusion.Recipe(120, 64, 3e-3, patch_size=4, d_model=96, depth=4, samples=1000, judge_epochs=30),
     "mnist": diffusion.Recipe(150, 256, 1e-3, patch_size=4, d_model=192, depth=6, samples=10_000, judge_epochs=6),
     "cifar10": diffusion.Recipe(150, 256, 1e-3, patch_size=2, d_model=368, depth=12, samples=10_000, judge_epochs=15),
 }
