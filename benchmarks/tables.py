@@ -72,15 +72,15 @@ def test_line(record: dict) -> str:
 
 
 def error_table(records: list[dict]) -> str:
-    """Markdown: for each kernel and length the errors of the kernel and of its gradients."""
+    """Markdown: for each kernel, state size and length the errors of the kernel and of its gradients."""
     names = list(dict.fromkeys(name for r in records for name in r["gradients"]))
     lines = [
-        f"| kernel, float32, N = {records[0]['n']} | L | error | {' | '.join(names)} |",
-        "|---" * (3 + len(names)) + "|",
+        f"| kernel, float32 | N | L | error | {' | '.join(names)} |",
+        "|---" * (4 + len(names)) + "|",
     ]
     for r in sorted(records, key=lambda r: r["kernel"]):
         gradients = (f"{r['gradients'][name]:.1e}" if name in r["gradients"] else "" for name in names)
-        lines.append(f"| {r['kernel']} | {r['l']:,} | {r['error']:.1e} | {' | '.join(gradients)} |")
+        lines.append(f"| {r['kernel']} | {r['n']} | {r['l']:,} | {r['error']:.1e} | {' | '.join(gradients)} |")
     return "\n".join(lines)
 
 
