@@ -197,7 +197,7 @@ def measure(group: Group, whole: jax.Array, tests, method, m) -> dict[str, Any]:
     """Accuracy and divergence from the naive model's answers for each seed, and the time of a batch."""
     logits = answers(group, tests, method, m)
     found: dict[str, Any] = {
-        "accuracy": (logits.argmax(-1) == tests["labels"]).mean(-1),
+        "accuracy": (logits.argmax(-1) == tests["labels"][None]).mean(-1),
         "kl": divergence(whole, logits).mean(-1),
         "agreement": (logits.argmax(-1) == whole.argmax(-1)).mean(-1),
     }
