@@ -51,7 +51,11 @@ def test_steps(make):
 
 @pytest.mark.parametrize(
     "name",
-    ["Mamba2", *(pytest.param(name, marks=pytest.mark.slow) for name in [*layer_names(), *model_names()])],
+    [
+        "Mamba2",
+        "CausalAttention",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in [*layer_names(), *model_names()]),
+    ],
 )
 def test_every_layer_and_model(name):
     export_target.check(name)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.export import is_symbolic_dim
 
 from ssmjax.ops._numerics.dtypes import real_type
 
@@ -32,7 +33,9 @@ MOST = 2**28
 def attention_xla(q, k, v, allowed, bias, scale):
     """Returns the outputs (b l h p) in the dtype of `q`."""
     b, l, h, _ = q.shape
-    blocks = min(l, -(-b * h * l * k.shape[1] // MOST))
+    m = k.shape[1]
+    # In `jax.export` a size may be a symbol, which is compared with no number: then the queries are taken at once.
+    blocks = 1 if any(map(is_symbolic_dim, (b, l, m))) else min(l, -(-b * h * l * m // MOST))
     if blocks <= 1:
         return _block(q, k, v, allowed, bias, scale)
     size = -(-l // blocks)
