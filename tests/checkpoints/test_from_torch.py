@@ -255,7 +255,8 @@ def test_our_sizes_are_the_published_checkpoints(name):
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS_OF_VIM))
 def test_the_originals_names_and_ours_mean_the_same_model(name):
-    theirs = from_torch.vim._config_of(LAYOUTS_OF_VIM[name]["factory"])
+    arguments = from_torch.vim.FACTORIES[LAYOUTS_OF_VIM[name]["factory"]]
+    theirs = from_torch.vim.config_from_reference(from_torch.vim._PUBLISHED | arguments)
     assert theirs.drop_path_rate == 0.1  # the original constructor's default, which its recipes override
     ours = registry.model_config(name)
     assert {f: x for f, x in vars(theirs).items() if getattr(ours, f) != x} == {"drop_path_rate": 0.1, "stride": 16}
