@@ -116,7 +116,7 @@ def experiment(name: str, config: Config) -> image.Experiment:
     varied: AugmentConfig = dataclasses.replace(vim_cifar.VARIED, **digits, **variant.augment)
 
     def build(config: Config, data: ImageData, seed: int) -> Any:
-        fields = {"img_size": data.image_shape[0], "drop_path_rate": config.drop_path} | variant.model
+        fields = {"img_size": data.image_shape[0], "drop_path_rate": config.drop_path, **variant.model}
         options = dict(num_classes=data.num_classes, in_channels=data.image_shape[2], seed=seed, dtype=config.dtype)
         return ssmjax.create_model(BASES[variant.base], **options, **fields)
 

@@ -190,7 +190,8 @@ class Attention(nnx.Module):
 
     def project(self, x: Tokens, angles: Float[Array, "b l r"] | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (b l h p), keys and values (b l g p), turned by their angles."""
-        parts = [part(x) for part in (self.q, self.k, self.v)] if self.qkv is None else self.qkv(x)
+        separate = (self.q, self.k, self.v)
+        parts = [part(x) for part in separate] if self.qkv is None else self.qkv(x)  # type: ignore[misc]
         q, k, v = (rearrange(part, "b l (h p) -> b l h p", p=self.size.head_width) for part in parts)
         return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
 
@@ -227,7 +228,8 @@ class Mlp(nnx.Module):
         if self.gate_up is not None:
             gate, up = self.gate_up(x)
             return self.down(act(gate) * up)
-        return self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))
+        up = self.up(x)  # type: ignore[misc]
+        return self.down(act(up) if self.gate is None else act(self.gate(x)) * up)
 
 
 class TransformerBlock(nnx.Module):

@@ -129,7 +129,7 @@ class LlavaNext(Llava):
         order: Int[Array, "n"] | None = None,
     ) -> tuple[Float[jax.Array, "b v"], LMCache]:
         """Reads a prompt with its images: the logits after its last token, and the cache."""
-        x, cache = self._decode(tokens, images, mask, None, cache, order=order)
+        x, cache = self._decode(tokens, images, mask, None, cache, order=order)  # type: ignore[assignment]
         return self.language.logits(x[:, -1]), cache
 
 

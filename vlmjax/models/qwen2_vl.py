@@ -194,7 +194,7 @@ class Qwen2VL(nnx.Module):
         visual: VisualTokens | None = None,
     ) -> tuple[Float[jax.Array, "b v"], LMCache]:
         """Reads a prompt with its images: the logits after its last token, and the cache."""
-        x, cache = self._decode(tokens, images, visual, mask, cache)
+        x, cache = self._decode(tokens, images, visual, mask, cache)  # type: ignore[assignment]
         return self.language.logits(x[:, -1]), cache
 
     def step(self, tokens: Int[Array, "b"], cache: LMCache) -> tuple[Float[jax.Array, "b v"], LMCache]:

@@ -123,7 +123,7 @@ class Vila(Llava):
         blocks: Sequence[tuple[int, int] | None] | None = None,
     ) -> tuple[Float[jax.Array, "b v"], LMCache]:
         """Reads a prompt with its images: the logits after its last token, and the cache."""
-        x, cache = self._decode(tokens, images, mask, None, cache, places=places, blocks=blocks)
+        x, cache = self._decode(tokens, images, mask, None, cache, places=places, blocks=blocks)  # type: ignore[assignment]
         return self.language.logits(x[:, -1]), cache
 
     def _count(self, images, blocks=None):  # type: ignore[override]

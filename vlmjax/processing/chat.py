@@ -97,8 +97,8 @@ def expand_placeholders(tokens: Sequence[int], placeholder: int | Sequence[int],
     >>> expand_placeholders([1, 9, 2], 9, [3]).tolist()
     [1, 9, 9, 9, 2]
     """
-    tokens = np.asarray(tokens, np.int32)
-    here = np.isin(tokens, placeholder)
+    text = np.asarray(tokens, np.int32)
+    here = np.isin(text, placeholder)
     if here.sum() != len(counts):
         raise errors.bad_argument(
             "expand_placeholders",
@@ -107,6 +107,6 @@ def expand_placeholders(tokens: Sequence[int], placeholder: int | Sequence[int],
             f"a text with a placeholder for each of the {len(counts)} images",
             "Chat templates put one in for each image.",
         )
-    repeats = np.ones(len(tokens), np.int64)
+    repeats = np.ones(len(text), np.int64)
     repeats[here] = counts
-    return np.repeat(tokens, repeats)
+    return np.repeat(text, repeats)

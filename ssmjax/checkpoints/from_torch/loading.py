@@ -47,8 +47,10 @@ def load_model(
         ImportError: PyTorch is needed and not installed.
     """
     where, kind = f"from_torch.{family}.load", registry.get_family(family).config
-    arguments = config_of is not None and isinstance(variant, Mapping)
-    config = config_of(variant) if arguments else registry.model_config(variant)
+    if config_of is not None and isinstance(variant, Mapping):
+        config = config_of(variant)
+    else:
+        config = registry.model_config(variant)
     if not isinstance(config, kind):
         wanted = f"a {kind.__name__.removesuffix('Config')} model"
         raise errors.bad_argument(where, "variant", variant, wanted)
