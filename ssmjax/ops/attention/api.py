@@ -31,7 +31,7 @@ def attention(
     bias: Float[Array, "..."] | None = None,
     scale: float | None = None,
     offset: int | Int[Array, ""] | Int[Array, "b"] | None = None,
-    key_lengths: Int[Array, "b"] | None = None,
+    key_lengths: Int[Array, "_"] | None = None,
     implementation: str = "auto",
 ) -> Float[jax.Array, "b l h p"]:
     """Softmax attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, equation 1), with grouped heads.
