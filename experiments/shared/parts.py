@@ -8,16 +8,16 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.shared import common
+from ssmjax.checkpoints.lock import FolderLock
 from ssmjax.checkpoints.manifest import write_atomically
 
 __all__ = ["Part", "run_parts"]
@@ -83,7 +83,7 @@ def run_parts(name: str, config: Any, kinds: Sequence[str], work: Work) -> tuple
 def _run_part(work: Callable[[Part], Mapping[str, Any]], part: Part) -> None:
     """Does a part and keeps what it returns, unless another process is at it or has done it."""
     file = part.folder.with_suffix(".json")
-    with _claimed(part.folder.with_suffix(".lock")) as mine:
+    with FolderLock(part.folder.parent, f"{part.folder.name}.lock") as mine:
         if not mine or file.exists():
             return
         if part.ends is not None and time.monotonic() > part.ends:
@@ -107,21 +107,3 @@ def _digest(config: Any) -> str:
     """Of what makes a part what it is; which other models are compared does not."""
     settings = {key: value for key, value in common.identity(config).items() if key != "models"}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-@contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[bool]:
-    """Whether this process has a part to itself; a process that dies gives it back."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows
-        yield True
-        return
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        file.write(str(os.getpid()))
-        yield True

@@ -1,13 +1,12 @@
 """Runs that several processes share: each is made by one of them, and read by the others."""
 
-import contextlib
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ssmjax.checkpoints.lock import FolderLock
 from ssmjax.training.report import write_report
 
 __all__ = ["share"]
@@ -42,28 +41,10 @@ def share(
             left = None if deadline is None else (deadline - time.monotonic()) / 60
             if left is not None and left <= 0:
                 return None
-            with _locked(folder) as mine:
+            with FolderLock(folder, "lock") as mine:  # the training itself holds the folder's usual one
                 if mine and (fresh or not path.is_file()):
                     write_report(path, make(left))
                     found[folder] = json.loads(path.read_text())
         if len(found) == before:
             time.sleep(1.0)
     return [found[folder] for folder in runs]
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Whether this process has the lock of a folder, without waiting for it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if os.name == "nt":  # no such locks: one process at a time there
-        yield True
-        return
-    import fcntl
-
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True

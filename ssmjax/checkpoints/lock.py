@@ -26,6 +26,7 @@ class FolderLock:
 
     Args:
         directory: The folder, made if missing.
+        name: The file in it that is locked; holders of other names do not see each other.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -36,10 +37,13 @@ class FolderLock:
     >>> second.acquire()
     True
     >>> second.release()
+    >>> with FolderLock(folder) as mine:
+    ...     mine
+    True
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / _NAME
+    def __init__(self, directory: Path, name: str = _NAME) -> None:
+        self._path = directory / name
         self._file: IO[str] | None = None
 
     def acquire(self) -> bool:
@@ -63,3 +67,9 @@ class FolderLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
