@@ -83,6 +83,10 @@ def main(config: Config = Config()) -> dict[str, Any]:
         errors.as_int(NAME, "blocks", config.blocks, least=1)
     if config.clock not in ("wall", "processor"):
         raise errors.unknown_name("clock", config.clock, ("wall", "processor"))
+    for name in config.models:
+        registry.model_config(name)
+        if not config.sizes and name not in SIZES:
+            raise errors.unknown_name("model", name, list(SIZES))
     cpu = jax.default_backend() == "cpu"
     sizes = (512,) if config.smoke else (2048,) if cpu else (4096, 8192)
     rates = {"flops": matmul_rate(dtype, sizes, config.clock), "bytes": copy_rate(config.clock)}
