@@ -52,8 +52,6 @@ def load_model_peer(folder: pathlib.Path, model: Any, batch: int) -> ModelPeer:
     Raises:
         ValueError: The model has no opponent, or the folder does not hold its source.
     """
-    import torch
-
     family = type(model).__name__.lower()
     if family not in _BUILDERS:
         raise ValueError(f"--peer: {type(model).__name__} has no opponent; {' and '.join(_BUILDERS)} have.")
@@ -62,6 +60,8 @@ def load_model_peer(folder: pathlib.Path, model: Any, batch: int) -> ModelPeer:
     source = next((place / relative for place in places if (place / relative).is_file()), None)
     if source is None:
         raise ValueError(f"--peer {folder}: {relative} is not there nor one folder below.")
+    import torch
+
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # those that XLA takes, too
     network = build(source, model.config).eval()

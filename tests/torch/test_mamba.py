@@ -6,6 +6,7 @@ import pytest
 
 import ssmjax
 from ssmjax.checkpoints.arrays import model_arrays
+from tests.torch.random_weights import lively
 
 pytestmark = pytest.mark.torch
 
@@ -31,20 +32,6 @@ def configuration(kind, seed):
         options |= {"num_heads": heads, "head_dim": options["expand"] * 32 // heads}
         options |= {"n_groups": int(rng.choice([1, 2])), "chunk_size": 8}
     return getattr(transformers, f"{kind}Config")(**options)
-
-
-def lively(model, seed):
-    """The initial values of a model hide errors; these do not."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, x in model.named_parameters():
-            if "A_log" in name:
-                x.add_(0.3 * torch.randn_like(x))
-            elif "norm" in name or name.endswith(".D"):
-                x.copy_(1 + 0.3 * torch.randn_like(x))
-            else:
-                x.copy_(torch.randn_like(x) * (x.shape[-1] ** -0.5 if x.ndim > 1 else 0.3))
-    return model.eval()
 
 
 @pytest.mark.parametrize("seed", range(3))

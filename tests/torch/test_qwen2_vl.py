@@ -7,7 +7,7 @@ import pytest
 
 import ssmjax
 import vlmjax
-from tests.torch.test_mamba import lively
+from tests.torch.random_weights import lively
 from vlmjax.processing import pack_patches
 
 pytestmark = pytest.mark.torch

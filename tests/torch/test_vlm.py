@@ -7,7 +7,7 @@ import pytest
 
 import vlmjax
 from ssmjax.checkpoints.arrays import model_arrays
-from tests.torch.test_mamba import lively
+from tests.torch.random_weights import lively
 from vlmjax.processing import anyres_crops
 
 pytestmark = pytest.mark.torch
