@@ -30,7 +30,7 @@ class Case:
         ours: Variants of the library by name, `"ours: ..."`; each maps `args` to y.
         opponents: The others by name.
         reference: Maps `args` to the y that all are checked against.
-        cost: Of the forward pass.
+        cost: The cost of the forward pass.
     """
 
     args: tuple[jax.Array, ...]

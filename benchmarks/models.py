@@ -50,7 +50,7 @@ class Config:
         rounds: Samples.
         peer: A folder with the sources of Vim or VMamba: the opponents of inference in float32 on a CPU, timed in turns
             with ours after both have given the same logits. None for no opponents.
-        peak_tflops: Of the device in this dtype, for the floor; None leaves it out.
+        peak_tflops: The peak of the device in this dtype, for the floor; None leaves it out.
         out: Results file; `benchmarks/results/<device>.json` by default.
     """
 

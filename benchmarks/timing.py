@@ -49,7 +49,7 @@ def in_loop(function: Callable, args: tuple, runs: int) -> Callable[..., jax.Arr
     """Compiles one program that runs a function `runs` times on the same arrays.
 
     Args:
-        function: Of arrays.
+        function: A function of arrays.
         args: Its arrays, arguments of the program.
         runs: How often it is run.
 
@@ -103,7 +103,7 @@ def time_in_turns(
 
     Args:
         calls: By name.
-        args: Of all of them.
+        args: The arguments of all of them.
         rounds: How many samples are taken.
         runs: How many runs of its function a call makes, by name, if it makes several.
     """

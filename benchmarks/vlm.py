@@ -44,7 +44,7 @@ class Config:
         size: The side of the image of Qwen2-VL's tower.
         peer: Whether transformers runs, too.
         rounds: Samples.
-        dtype: Of parameters and computation.
+        dtype: The dtype of parameters and computation.
         smoke: Tiny models, a check of the plumbing.
         out: Results file; `benchmarks/results/<device>.json` by default.
     """

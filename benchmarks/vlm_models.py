@@ -27,7 +27,7 @@ def random_model(name: str, dtype: str, **overrides: Any) -> nnx.Module:
 
     Args:
         name: A registered model, such as `"llava_1_5_7b"`.
-        dtype: Of parameters and computation.
+        dtype: The dtype of parameters and computation.
         **overrides: Further fields of its configuration; dictionaries for nested ones.
 
     >>> random_model("llava_nano", "float32", text={"depth": 1}).language.config.depth
@@ -77,7 +77,7 @@ def milliseconds(function: Callable[..., Any], args: tuple, rounds: int, clock: 
     launched back to back.
 
     Args:
-        function: Of arrays.
+        function: A function of arrays.
         args: Its arrays.
         rounds: Samples.
         clock: "wall", of which the median counts; or "processor", the time that the CPU spends on this process in all

@@ -103,7 +103,7 @@ def page(title: str, names: Sequence[str], images: np.ndarray, labels: np.ndarra
 
     Args:
         title: The heading.
-        names: Of the classes.
+        names: The names of the classes.
         images: (b y x d) uint8.
         labels: (b), what they are.
         chances: (b v), the probabilities.

@@ -80,12 +80,12 @@ def as_int(
     """A whole number as a Python int. Those of numpy count; floats, bools and values that are traced do not.
 
     Args:
-        where: As in `bad_argument`, like the others.
+        where: The function that refuses; it and the other arguments are those of `bad_argument`.
         argument: The argument's name.
         got: What came.
         wanted: What would have been right; by default an int in the bounds.
         least: The least number that is allowed.
-        most: The largest.
+        most: The largest value that is allowed.
         remedy: What to do; a full sentence.
 
     Raises:
@@ -127,7 +127,7 @@ def as_nonnegative(where: str, argument: str, got: object, *, positive: bool = F
     """A finite number that is not negative, as a Python float. Strings and bools are no numbers.
 
     Args:
-        where: As in `bad_argument`, like the others.
+        where: The function that refuses; it and the other arguments are those of `bad_argument`.
         argument: The argument's name.
         got: What came.
         positive: Whether zero is refused, too.

@@ -136,7 +136,7 @@ def stream(
     """`generate`, token by token, for people who wait: yields (b) int32 as each is made.
 
     Args:
-        model: As for `generate`, like all others.
+        model: The model; it and the other arguments are those of `generate`.
         tokens: The prompts.
         max_new_tokens: How many tokens to make at most.
         temperature: 0 is greedy.

@@ -53,11 +53,11 @@ def train_merger(
             and `labels` (b l), the tokens of the answers and -1 elsewhere. Repeated when they end.
         budgets: The numbers of tokens to train for.
         steps: How many steps.
-        learning_rate: The largest, of AdamW with a cosine.
+        learning_rate: The largest learning rate of AdamW with a cosine.
         task_weight: The weight of the labels; 0 learns from the model's own answers alone.
         merger: The merger to go on with; None makes one, which starts at density anchors.
         answers: How logits of answers come from a batch; `llava_answers` by default.
-        seed: Of the budgets and of a new merger.
+        seed: The seed of the budgets and of a new merger.
 
     Returns:
         The merger, and `loss` and `divergence` of each hundredth of the training.

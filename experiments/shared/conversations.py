@@ -29,8 +29,8 @@ class Conversations:
         images: The file of each one's picture.
         size: The side that the tower wants.
         fit: How a picture is brought to it; see `vlmjax.processing.fit_image`.
-        mean: Of the channels.
-        std: Of the channels.
+        mean: The mean of each channel.
+        std: The standard deviation of each channel.
     """
 
     tokens: np.ndarray

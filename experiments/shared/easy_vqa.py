@@ -42,7 +42,7 @@ class EasyVQA:
         test: 1,000 pictures.
         words: The words of questions and answers; the number of a word is its token, and 0 is no word.
         answers: How many of the first words are answers.
-        sha256: Of the archive.
+        sha256: The checksum of the archive.
     """
 
     train: Part

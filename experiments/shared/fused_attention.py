@@ -93,11 +93,11 @@ class Classifier(nnx.Module):
     """Rows of pixels, one attention layer, a mean, a linear head.
 
     Args:
-        pixels: Of a token.
-        tokens: Of an image.
-        width: Of a token in the attention.
+        pixels: The pixels of a token.
+        tokens: The tokens of an image.
+        width: The width of a token in the attention.
         fuse: Whether queries, keys and values come out of one matrix.
-        init: Of the attention's input matrices.
+        init: The initial values of the attention's input matrices.
         rngs: Source of the initial values.
     """
 

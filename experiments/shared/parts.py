@@ -30,7 +30,7 @@ class Part:
     """Where one training is kept, and how long it may take.
 
     Attributes:
-        folder: Of its checkpoints.
+        folder: The folder of its checkpoints.
         ends: The time of `time.monotonic` at which this process stops, None without a limit.
         identity: What its checkpoints must agree with.
     """

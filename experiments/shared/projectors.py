@@ -125,8 +125,8 @@ class Trained:
     """Projectors of all runs.
 
     Attributes:
-        definition: Of one.
-        state: Of all, with a leading axis.
+        definition: The graph definition of one.
+        state: The parameters of all, with a leading axis.
         steps: At which the losses were kept.
         curve: (runs, steps), the losses.
     """

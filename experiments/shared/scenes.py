@@ -48,8 +48,8 @@ class Split:
         arrays: `images`, `labels`, `captions`, and for each version of the questions `questions` (b 4 6 4), `answers`
             (b 4 6); with one version for tests.
         scenes: The pictures as they were drawn.
-        sha256: Of the images.
-        seed: Of the pictures; the questions' seeds follow from it.
+        sha256: The checksum of the images.
+        seed: The seed of the pictures; the questions' seeds follow from it.
     """
 
     arrays: dict[str, jax.Array]
@@ -136,9 +136,9 @@ def train(
         steps: How many.
         batch: Examples a step.
         learning_rate: The largest.
-        seed: Of the batches.
+        seed: The seed of the batches.
         parts: Names of attributes; None means all.
-        weight_decay: Of AdamW.
+        weight_decay: The weight decay of AdamW.
         chunk: Steps to a compiled call.
         label: What to call it in the progress.
         keep: A file in which the training is kept every 20 chunks; where there is one, it goes on from there.

@@ -27,9 +27,9 @@ class Part:
     Attributes:
         name: Such as "mlp".
         function: What it computes.
-        args: Of the function: parameters and arrays.
+        args: The arguments of the function: parameters and arrays.
         count: How often it occurs in a run of the published model.
-        flops: Of one occurrence; None counts those of the function.
+        flops: The FLOPs of one occurrence; None counts those of the function.
         bytes: That it moves at least; None counts its arguments and results.
     """
 

@@ -39,8 +39,8 @@ class AugmentConfig:
         flip: Whether to mirror half of the images left to right.
         trivial: Whether to apply one random operation an image (`trivial_augment`).
         brightness: Brightness is multiplied by 1 - brightness .. 1 + brightness.
-        contrast: The same for the distance from the image's mean gray.
-        saturation: The same for the distance from each pixel's gray.
+        contrast: The distance from the image's mean gray is multiplied by 1 - contrast .. 1 + contrast.
+        saturation: The distance from each pixel's gray is multiplied by 1 - saturation .. 1 + saturation.
         erase_probability: Share of the images of which a rectangle is replaced by noise.
         mixup_alpha: Images are blended with a weight from Beta(alpha, alpha).
         cutmix_alpha: A rectangle is exchanged, whose share of the area is 1 - Beta(alpha, alpha).
@@ -91,9 +91,9 @@ def normalize(
 
     Args:
         images: uint8 in 0..255, or floats in [0, 1].
-        mean: Of each channel, of values in [0, 1].
-        std: The same.
-        dtype: Of the result.
+        mean: The mean of each channel, of values in [0, 1].
+        std: The standard deviation of each channel, likewise.
+        dtype: The dtype of the result.
 
     >>> normalize(jnp.full((1, 1, 1, 1), 255, jnp.uint8), jnp.array([0.5]), jnp.array([0.25])).tolist()
     [[[[2.0]]]]
@@ -184,9 +184,9 @@ def color_jitter(
     Args:
         key: Draws three factors an image.
         x: The images, in [0, 1].
-        brightness: The strength s of each change; 0 leaves it out.
-        contrast: The same.
-        saturation: The same.
+        brightness: The strength s of the change of brightness; 0 leaves it out.
+        contrast: The strength of the change of contrast.
+        saturation: The strength of the change of saturation.
 
     >>> gray = jnp.full((2, 8, 8, 3), 0.4)
     >>> bool(jnp.allclose(color_jitter(jax.random.key(0), gray, contrast=0.5, saturation=0.5), gray, atol=1e-5))

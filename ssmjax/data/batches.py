@@ -30,7 +30,7 @@ class ArrayBatches:
         Args:
             arrays: Arrays with one row an example, all of one length N.
             batch_size: Examples a batch, at most N.
-            seed: Of the order, 0 <= seed < 2 ** 64.
+            seed: The seed of the order, 0 <= seed < 2 ** 64.
             on_device: Whether to send the arrays to the default device once and to pick the rows there.
 
         Raises:
@@ -95,7 +95,7 @@ class Batches(ArrayBatches):
             images: (N y x d) uint8.
             labels: (N) integers.
             batch_size: Images a batch, at most N.
-            seed: Of the order, 0 <= seed < 2 ** 64.
+            seed: The seed of the order, 0 <= seed < 2 ** 64.
 
         Raises:
             ValueError: If one of them is something else.

@@ -67,7 +67,7 @@ def sequence_data(
     Args:
         name: Its name.
         train: `inputs` and `label`, and `lengths` where they vary; one row an example.
-        test: The same of the test set.
+        test: The sequences and labels of the test set.
         class_names: One name a label.
         source: Where they came from.
 

@@ -59,7 +59,8 @@ def read_prepared(folder: Path) -> Records:
     """Reads the splits "train" and "test" of a prepared folder.
 
     Args:
-        folder: As `find_prepared` gives it; the files must be in the array_record format, the images PNG or JPEG.
+        folder: The folder that `find_prepared` gives; the files must be in the array_record format, the images
+            PNG or JPEG.
 
     Returns:
         The features `image` and `label`, in the folder's order.

@@ -36,7 +36,7 @@ class TokenBatches:
             tokens: (N) integers, the documents one after another.
             batch_size: Windows a batch, at most as many as there are.
             length: Tokens a window; N is at least `length + 1`, as the last token of a window needs a label.
-            seed: Of the order, 0 <= seed < 2 ** 64.
+            seed: The seed of the order, 0 <= seed < 2 ** 64.
             end_of_document: The token at the end of each document. If it is given, batches have `segment_ids`, and an
                 end is not asked for what comes after it.
 
@@ -74,7 +74,7 @@ def eval_token_batches(
         tokens: (N) integers.
         batch_size: Windows a batch.
         length: Tokens a window.
-        end_of_document: As in `TokenBatches`.
+        end_of_document: The token that ends a document, as in `TokenBatches`.
 
     Returns:
         An iterator of batches as `TokenBatches.at` returns them. Where the stream has ended, tokens are 0 and labels

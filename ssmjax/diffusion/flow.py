@@ -82,7 +82,7 @@ def sample_flow(
         (b y x d) float32.
 
     Raises:
-        ValueError: As `sample`; or the network predicts variances.
+        ValueError: `sample` refuses the arguments, or the network predicts variances.
 
     >>> import jax, ssmjax
     >>> model = ssmjax.create_model("dis_nano", depth=2, d_model=16, learn_sigma=False)

@@ -162,7 +162,7 @@ def state_space(
             "hippo" (legs, fout), "all" (these four), of which every copy takes one, in equal shares.
         size: The state size N, even.
         copies: How many independent copies h; a multiple of the mixture's parts.
-        rank: Of the low-rank part, r.
+        rank: The rank of the low-rank part, r.
         B: The input vector of a diagonal initialization; see `input_vector`. HiPPO and "legs" have their own.
         clip: See `hippo.nplr`; by default 2, as published S4 checkpoints were made.
         real_scale: See `diagonal_modes`; not for HiPPO measures.

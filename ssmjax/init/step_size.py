@@ -39,9 +39,9 @@ def log_step_size(key: PRNGKey, shape: tuple[int, ...], minimum: float, maximum:
 
     Args:
         key: A random key.
-        shape: Of the result.
+        shape: The shape of the result.
         minimum: The smallest step size.
-        maximum: The largest.
+        maximum: The largest step size.
 
     >>> import jax
     >>> log_step_size(jax.random.key(0), (3,), 0.1, 0.1).round(3).tolist()
@@ -58,7 +58,7 @@ def step_size_bias(minimum: float = 1e-3, maximum: float = 0.1, floor: float = 1
 
     Args:
         minimum: The smallest step size.
-        maximum: The largest.
+        maximum: The largest step size.
         floor: Step sizes below it are raised to it.
 
     Returns:

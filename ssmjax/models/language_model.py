@@ -118,7 +118,7 @@ class GatedMLP(nnx.Module):
         d_model: The width of a token.
         width: The inner width, rounded up to a multiple of 128.
         out_scale: A factor on the initial `fc2`.
-        dtype: Of the computation.
+        dtype: The dtype of the computation.
         rngs: Source of the initial values.
 
     >>> import jax.numpy as jnp

@@ -191,7 +191,7 @@ class MambaVision(nnx.Module):
         """The map of each level, before the down-sampling to the next: what dense heads read.
 
         Args:
-            images: As for a call of the model; so are `train` and `key`.
+            images: The images; they, `train` and `key` are those of the model's call.
             train: Whether stochastic depth acts and batch norms use the batch; None: by `model.train()` or `.eval()`.
             key: The random key.
 

@@ -28,7 +28,7 @@ class MambaVisionConfig:
         qkv_bias: Whether attention's map to queries, keys and values has a bias.
         qk_norm: Whether queries and keys are normalized [`qk_scale`, whose truth value it is].
         layer_scale: The initial value of a learned factor on the branches of the last two levels; None for none.
-        layer_scale_conv: The same for the convolutions of the first two.
+        layer_scale_conv: The initial layer scale of the convolutions of the first two stages.
         drop_path_rate: The stochastic depth of the last block; it grows linearly from 0.
         dtype: What to compute in. Parameters, scans, norms and logits are float32 in any case.
         unroll_layers: A Python loop over the blocks in place of a scan; compile time then grows with the depth.

@@ -177,7 +177,7 @@ class ViT(nnx.Module):
         """Every token after the final norm, the class token first, float32.
 
         Args:
-            images: As for a call of the model; so are `train` and `key`.
+            images: The images; they, `train` and `key` are those of the model's call.
             train: Whether stochastic depth acts; None: by `model.train()` or `.eval()`.
             key: The random key.
         """

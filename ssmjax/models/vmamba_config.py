@@ -39,7 +39,7 @@ class VMambaConfig:
         d_conv: The rows and columns of the depthwise convolution [`ssm_conv`].
         conv_bias: Whether it has a bias [`ssm_conv_bias`].
         activation: After it, and on the gate [`ssm_act_layer`].
-        initialization: Of A, D and the step sizes, see `SS2D` [`ssm_init` v0, v1 or v2].
+        initialization: The initial values of A, D and the step sizes, see `SS2D` [`ssm_init` v0, v1 or v2].
         mlp_ratio: The hidden width of the perceptron by its outer one; 0 for none.
         gated_mlp: Whether the perceptron is gated [`gmlp`].
         drop_path_rate: The stochastic depth of the last block; it grows linearly from 0.

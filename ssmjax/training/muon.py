@@ -79,18 +79,18 @@ def muon(
         weight_decay: The weight decay, where a parameter has one.
         clip_norm: The largest global norm of the gradient; None does not clip.
         momentum: The decay of Muon's momentum, which is Nesterov's.
-        iterations: Of `orthogonalize`.
+        iterations: How many iterations of `orthogonalize`.
         b1: The decay of AdamW's first moment.
         b2: The decay of AdamW's second moment.
         eps: Added to the root of the second moment.
         groups: Parameters treated otherwise, by AdamW; the first group that matches counts.
-        model: As in `adamw`.
+        model: The model, as in `adamw`.
 
     Returns:
         An optax transformation for any pytree of parameters.
 
     Raises:
-        ValueError: As `adamw`.
+        ValueError: An argument is refused as by `adamw`.
 
     >>> from ssmjax.models.vim import Vim, VimConfig
     >>> model = Vim(VimConfig(img_size=8, patch_size=4, d_model=16, depth=2), rngs=nnx.Rngs(0))

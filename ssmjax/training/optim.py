@@ -160,8 +160,8 @@ def adamw(
         An optax transformation for any pytree of parameters.
 
     Raises:
-        ValueError: As `warmup_cosine`; or another number is negative or none, a moment does not decay, or the groups
-            are not of type `ParameterGroup`.
+        ValueError: `warmup_cosine` refuses its arguments; another number is negative or none, a moment does not decay,
+            or the groups are not of type `ParameterGroup`.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.ones(3)}

@@ -69,8 +69,8 @@ class Layout:
         frozen: That of those that are not.
         rest: The structure of all other variables.
         param_names: The paths of the parameters, in the order of `params`.
-        frozen_names: The same of those that are not trained.
-        rest_names: The same of the other variables.
+        frozen_names: The names of the parameters that are not trained.
+        rest_names: The names of the other variables.
         info: What each of the parameters in `param_names` is.
     """
 
@@ -92,9 +92,9 @@ class Layout:
         """Puts the model together again.
 
         Args:
-            params: As `split_model` returned them, of any values.
-            rest: The same for the other variables.
-            frozen: The same for the parameters that are not trained, if there are any.
+            params: The parameters as `split_model` returned them, of any values.
+            rest: The other variables, likewise.
+            frozen: The parameters that are not trained, if there are any.
 
         Returns:
             A new module that holds these arrays.

@@ -104,8 +104,8 @@ class Merger(nnx.Module):
         Args:
             x: (b n d).
             m: The budget; it may be traced.
-            temperature: Of the choice of anchors, in standard deviations of the scores.
-            sharpness: Of the assignment.
+            temperature: The temperature of the choice of anchors, in standard deviations of the scores.
+            sharpness: The sharpness of the assignment.
         """
         e, score, weight = self.heads(x)
         if not self.prune:

@@ -45,7 +45,7 @@ class Projector(nnx.Module):
         use_bias: Whether linear maps have biases (but for `low_rank`).
         by_columns: Whether the squares come column by column, as in the code of VILA 1.5, whose checkpoints were
             trained so; NVILA's `mlp_downsample` goes row by row. See `space_to_channels`.
-        dtype: Of the computation.
+        dtype: The dtype of the computation.
         rngs: Source of the initial values.
 
     Raises:

@@ -42,7 +42,7 @@ class BlockSize:
         kv_heads: The heads of the keys and values; None means `heads`.
         head_dim: The width of a head; None means `d_model / heads`.
         norm: "layer" or "rms".
-        eps: Of the norms.
+        eps: The epsilon of the norms.
         activation: A key of `ACTIVATIONS`.
         gated: Whether the MLP is `down(act(gate x) * up x)` rather than `down(act(up x))`.
         causal: Whether a token sees no later one.
@@ -50,7 +50,7 @@ class BlockSize:
         out_bias: Whether the attention's output projection has one.
         mlp_bias: Whether the MLP's projections have.
         out_scale: A factor on the initial values of what writes into the residual stream.
-        dtype: Of the computation; norms and the residual stream are float32.
+        dtype: The dtype of the computation; norms and the residual stream are float32.
 
     >>> BlockSize(8, 2, 16).head_width
     4

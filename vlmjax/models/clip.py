@@ -38,8 +38,8 @@ class CLIPTextConfig:
         depth: The number of blocks.
         heads: The heads of attention.
         d_mlp: The inner width of the MLPs.
-        activation: Of the MLPs.
-        eps: Of the norms.
+        activation: The activation of the MLPs.
+        eps: The epsilon of the norms.
         eos: The token that ends a text, whose place is read. 2 stands for the rule of the first published models: they
             read the place of the largest token id.
         dtype: What to compute in.

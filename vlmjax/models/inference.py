@@ -26,7 +26,7 @@ def for_inference(model: nnx.Module, dtype: DTypeLike = jnp.bfloat16) -> nnx.Mod
 
     Args:
         model: A model of this package.
-        dtype: Of the parameters.
+        dtype: The dtype of the parameters.
 
     Returns:
         The same model.

@@ -56,7 +56,7 @@ class LlamaConfig:
         kv_heads: Those of keys and values; None means `heads`.
         head_dim: The width of a head; None means `d_model / heads`.
         d_mlp: The inner width of the MLPs.
-        eps: Of the norms.
+        eps: The epsilon of the norms.
         rope_base: The base of the rotary wavelengths.
         rope_scaling: Llama 3.1's stretching of them, (factor, low, high, original length), or None.
         rope_sections: How many of the wavelengths turn by time, by rows and by columns where a token has a position in

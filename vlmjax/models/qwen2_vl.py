@@ -34,7 +34,7 @@ class Qwen2VLConfig:
         vision: The tower's configuration.
         text: The language model's, with `rope_sections`.
         image_token: The token that stands for one visual token of an image in a text.
-        video_token: The same of a video.
+        video_token: The token that stands for a part of a video.
         position_rule: Where the text goes on after an image or a video. "span": behind the largest of all its
             positions, as in the paper and in transformers up to 4.57. "plane": behind the largest of its rows and
             columns, as in transformers 5. The two differ for videos with more slices than rows and columns.

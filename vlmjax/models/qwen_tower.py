@@ -38,10 +38,10 @@ class QwenVisionConfig:
         depth: The number of blocks.
         heads: The heads of attention; a multiple of 4 channels each.
         d_mlp: The inner width of the MLPs.
-        activation: Of the MLPs.
+        activation: The activation of the MLPs.
         gated: Whether the MLPs have a gate.
         norm: "layer" or "rms".
-        eps: Of the norms.
+        eps: The epsilon of the norms.
         patch_size: The side of a patch.
         frames: The frames of a patch.
         merge: The patches along a side of the cell that becomes one visual token.

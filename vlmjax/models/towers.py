@@ -38,8 +38,8 @@ class CLIPVisionConfig:
         depth: The number of blocks.
         heads: The heads of attention.
         d_mlp: The inner width of the MLPs.
-        activation: Of the MLPs.
-        eps: Of the norms.
+        activation: The activation of the MLPs.
+        eps: The epsilon of the norms.
         dtype: What to compute in; parameters, norms and the residual stream are float32 in any case.
         unroll_layers: A Python loop over the blocks in place of a scan.
         remat: Whether the backward pass recomputes the inside of each block.

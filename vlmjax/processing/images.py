@@ -91,8 +91,8 @@ def fit_image(
         fit: "crop" brings the short side to the size and keeps the middle, as CLIP and Hugging Face's LLaVA do; "pad"
             pads to a square with the mean color first, as the original LLaVA 1.5 does; "stretch" ignores the aspect,
             as SigLIP does.
-        mean: Of the channels.
-        std: Of the channels.
+        mean: The mean of each channel.
+        std: The standard deviation of each channel.
 
     Returns:
         (size size 3), float32.

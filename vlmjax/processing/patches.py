@@ -58,8 +58,8 @@ def smart_resize(
     """The size that Qwen2-VL brings an image to: multiples of a cell, an area within bounds, nearly the same aspect.
 
     Args:
-        rows: Of the image.
-        columns: Of the image.
+        rows: The number of rows of the image.
+        columns: The number of columns of the image.
         factor: The side of a cell in pixels.
         min_pixels: The least area; that of transformers, like the largest.
         max_pixels: The largest area. The published checkpoints' own files have 12,845,056, 16,384 visual tokens.
@@ -103,8 +103,8 @@ def image_patches(
         frames: The frames of a patch. An image is repeated so often.
         min_pixels: See `smart_resize`. Usual for the frames of a video is 128 * 28 * 28.
         max_pixels: See `smart_resize`. Usual for the frames of a video is 768 * 28 * 28.
-        mean: Of the channels.
-        std: Of the channels.
+        mean: The mean of each channel.
+        std: The standard deviation of each channel.
 
     Returns:
         The patches (n i), float32, and the grid: slices, rows and columns of patches.
@@ -167,7 +167,8 @@ def pack_patches(
         images: Patches and grid of each, as `image_patches` returns them, in the order in which they stand in the text.
         merge: The patches along a side of a cell.
         length: The length of the arrays, padding included; None takes `bucket_length`, and -1 the exact length.
-        seconds: Of videos, from a slice to the next; one number for all or one for each image. Qwen2.5-VL reads it.
+        seconds: The seconds of a video from a slice to the next; one number for all or one for each image.
+            Qwen2.5-VL reads it.
         separate: Whether each frame has a row of its own, as long as the longest, in place of one row for all of them.
             None does so where all frames have one size: it is what attention on a GPU takes fastest.
 

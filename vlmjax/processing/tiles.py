@@ -30,8 +30,8 @@ def anyres_crops(
         image: (y x 3), uint8, as `read_image` returns it.
         pinpoints: The heights and widths to choose from, multiples of the size.
         size: The side of a crop.
-        mean: Of the channels.
-        std: Of the channels.
+        mean: The mean of each channel.
+        std: The standard deviation of each channel.
 
     Returns:
         (n size size 3), float32.
@@ -69,8 +69,8 @@ def tile_crops(
         grid: Rows and columns, such as `tile_grid` chooses them.
         size: The side of a tile.
         thumbnail: Whether the whole image follows, where there are several tiles.
-        mean: Of the channels.
-        std: Of the channels.
+        mean: The mean of each channel.
+        std: The standard deviation of each channel.
 
     Returns:
         (n size size 3), float32.
@@ -99,8 +99,8 @@ def scale_crops(
         image: (y x 3), uint8.
         block: Rows and columns of the last scale; None for an image of one tile in all.
         scales: The sides of the image; the first is that of a tile.
-        mean: Of the channels.
-        std: Of the channels.
+        mean: The mean of each channel.
+        std: The standard deviation of each channel.
 
     Returns:
         (n size size 3), float32.

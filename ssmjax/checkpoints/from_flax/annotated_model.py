@@ -90,7 +90,7 @@ def convert(
     Args:
         parameters: Arrays by the original's names.
         variant: "s4", "s4d" or "dss".
-        config: Of our model; see `layer_config`.
+        config: The configuration of our model; see `layer_config`.
         where: What to call them in a message.
 
     Returns:

@@ -103,7 +103,7 @@ def convert(
     Args:
         parameters: Arrays by the original's names.
         variant: "s4", "s4d" or "dss".
-        arguments: Of our layer, from `layer_arguments`.
+        arguments: The arguments of our layer, from `layer_arguments`.
         where: What to call the parameters in a message.
 
     Returns:
@@ -134,7 +134,7 @@ def convert_lines(
     """Converts the parameters of a layer, or of a model that holds some.
 
     Args:
-        lines: Of the key table, with those of `rules`.
+        lines: The lines of the key table, with those of `rules`.
         parameters: Arrays by the original's names.
         variant: "s4", "s4d" or "dss".
         ours: The model's arrays, or their specs, by name.
@@ -142,7 +142,7 @@ def convert_lines(
         layers: What stands before the names of each layer in the original.
 
     Raises:
-        ValueError: As in `convert`.
+        ValueError: The arrays do not match, as in `convert`.
     """
     fixed = {} if variant == "s4" else {name: x for name, x in ours.items() if re.fullmatch(r"(.*\.)?kernel\.B", name)}
     ignored = [before + name for before in layers for name in DEAD[variant]]

@@ -50,7 +50,7 @@ def convert(
 
     Args:
         parameters: Arrays by the original's names.
-        arguments: Of our layer, as `config_from_reference` gives them.
+        arguments: The arguments of our layer, as `config_from_reference` gives them.
         where: What to call the parameters in a message.
 
     Returns:

@@ -64,7 +64,7 @@ def convert(
 
     Args:
         parameters: Arrays by the original's names.
-        arguments: Of our layer, as `config_from_reference` gives them.
+        arguments: The arguments of our layer, as `config_from_reference` gives them.
         where: What to call the parameters in a message.
 
     Returns:
@@ -89,7 +89,8 @@ def to_reference(arrays: Mapping[str, Any], arguments: Mapping[str, Any]) -> dic
 
     Args:
         arrays: By our names.
-        arguments: Of our layer; without `c_init` it is the layer's default, which is not "complex_normal".
+        arguments: The arguments of our layer. Where `c_init` is left out, the layer's default is meant, which is not
+            "complex_normal".
     """
     theirs = KeyTable(RULES).to_source(arrays)
     return join_outputs(theirs) if arguments.get("c_init") == "complex_normal" else theirs

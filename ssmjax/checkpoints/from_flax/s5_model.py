@@ -64,8 +64,9 @@ def config_from_reference(
     """Our configuration for the arguments of the original's models.
 
     Args:
-        arguments: Of `ClassificationModel` or `RetrievalModel`, such as `{"d_model": 128, "activation": "half_glu1"}`.
-        layer: Of its state space, as `s5.config_from_reference` takes them, without the width.
+        arguments: The arguments of `ClassificationModel` or `RetrievalModel`, such as
+            `{"d_model": 128, "activation": "half_glu1"}`.
+        layer: The arguments of its state space layer, as `s5.config_from_reference` takes them, without the width.
         in_features: The width of the input; tokens are one-hot vectors there.
         documents: 2 for a `RetrievalModel`.
 
@@ -107,7 +108,7 @@ def convert(
 
     Args:
         variables: Arrays by the original's names; parameters without the name of their collection.
-        config: Of our model.
+        config: The configuration of our model.
         where: What to call them in a message.
 
     Returns:

@@ -82,7 +82,7 @@ def convert(
 
     Args:
         state: Arrays by the original's names.
-        arguments: Of our `DSS`, as `layer_arguments` gives them.
+        arguments: The arguments of our `DSS`, as `layer_arguments` gives them.
         where: What to call the state dict in a message.
         prefix: What stands before the layer's names.
 

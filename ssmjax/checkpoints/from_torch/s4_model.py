@@ -95,7 +95,7 @@ def convert(state: Mapping[str, np.ndarray], config: SequenceConfig, where: str 
 
     Args:
         state: Arrays by the original's names, of any version.
-        config: Of our model.
+        config: The configuration of our model.
         where: What to call the state dict in a message.
 
     Returns:

@@ -54,7 +54,7 @@ def convert(
 
     Args:
         state: Arrays by the original's names.
-        arguments: Of our `S4D`, as `layer_arguments` gives them.
+        arguments: The arguments of our `S4D`, as `layer_arguments` gives them.
         where: What to call the state dict in a message.
         prefix: What stands before the layer's names.
 

@@ -113,7 +113,7 @@ def convert(
 
     Args:
         state: Arrays by the original's names.
-        arguments: Of our layer, as `layer_arguments` gives them.
+        arguments: The arguments of our layer, as `layer_arguments` gives them.
         where: What to call the state dict in a message.
 
     Returns:

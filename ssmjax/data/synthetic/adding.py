@@ -14,8 +14,8 @@ def adding_batch(seed: int, step: int, *, batch_size: int, length: int) -> dict[
     Always answering 1 has a mean squared error of 1/6.
 
     Args:
-        seed: Of the task.
-        step: Of the batch; (seed, step) determine it.
+        seed: The seed of the task.
+        step: The number of the batch; (seed, step) determine it.
         batch_size: b.
         length: l, at least 2; of an odd length the second half is the longer.
 

@@ -17,8 +17,8 @@ def copying_batch(
     that of the last M positions alone: compare it with `logits[:, -M:]`.
 
     Args:
-        seed: Of the task.
-        step: Of the batch; (seed, step) determine it.
+        seed: The seed of the task.
+        step: The number of the batch; (seed, step) determine it.
         batch_size: b.
         gap: L, the number of blanks.
         memorized: M, the number of tokens to remember.

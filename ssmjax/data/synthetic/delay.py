@@ -22,8 +22,8 @@ def delay_batch(
     """A batch of the delay task: band-limited white noise, and the same noise `lag` steps later, zero before that.
 
     Args:
-        seed: Of the task.
-        step: Of the batch; (seed, step) determine it.
+        seed: The seed of the task.
+        step: The number of the batch; (seed, step) determine it.
         batch_size: b.
         length: l, in steps.
         lag: By how many steps the target lags, 1 <= lag < length.

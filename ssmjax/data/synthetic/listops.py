@@ -73,7 +73,7 @@ def draw_listops(
 
     Args:
         count: N.
-        seed: Of the data set; together with the four limits it determines the samples.
+        seed: The seed of the data set; together with the four limits it determines the samples.
         min_length: Trees of this many tokens or fewer are left out; <eos> does not count.
         max_length: So are trees of this many or more.
         max_depth: Depth of the deepest digits, the root being at 1.

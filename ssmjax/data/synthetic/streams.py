@@ -12,8 +12,8 @@ def stream(where: str, seed: int, index: int) -> np.random.Generator:
 
     Args:
         where: The public function, for the message.
-        seed: Of the data set, 0 <= seed < 2 ** 64.
-        index: Of the batch or block in it, 0 <= index < 2 ** 64.
+        seed: The seed of the data set, 0 <= seed < 2 ** 64.
+        index: The number of the batch or block in it, 0 <= index < 2 ** 64.
 
     Raises:
         ValueError: If one of the two is not a whole number or is out of its range.

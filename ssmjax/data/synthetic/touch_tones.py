@@ -26,7 +26,7 @@ def touch_tones(
 
     Args:
         count: N.
-        seed: Of the data set, 0 <= seed < 2 ** 64.
+        seed: The seed of the data set, 0 <= seed < 2 ** 64.
         length: The longest recording, in samples; the shortest is half of it.
         noise: The standard deviation of the white noise, where the amplitude of a tone is 0.1 to 0.5.
 

@@ -159,9 +159,9 @@ def enter(layer: Mixer, u: Tokens, *, mask: Mask | None, segment_ids: SegmentIds
 
     Args:
         layer: The layer, for its `init_state` and its name.
-        u: As in its call, and so are the others.
+        u: The input; it and the other arguments are those of the mixer's call.
         mask: False at padding.
-        segment_ids: Of packed sequences.
+        segment_ids: Which of several packed sequences a token belongs to.
         state: Bare or packed, or None.
 
     Raises:

@@ -64,7 +64,7 @@ class DPLRKernel(StateSpaceParameters):
         rank: The rank of the low-rank part, `r`; "legt" needs 2.
         dt_min: The smallest initial step size.
         dt_max: The largest initial step size.
-        dt_transform: As in `DiagonalKernel`; so are the next two.
+        dt_transform: What makes steps positive; it and the next two are those of `DiagonalKernel`.
         real_transform: What makes the real part of -A positive.
         imag_transform: What makes the imaginary part of -A positive, or "none".
         bandlimit: Drops entries of C~ whose modes turn by this fraction of the largest frequency or more, or None.

@@ -45,17 +45,17 @@ class BiMamba(nnx.Module):
         dt_rank: The rank of the step-size projection; None means `ceil(d_model / 16)`.
         dt_min: The smallest initial step size, in both directions. (The original zeroes the backward bias by accident,
             which starts that direction at a step size of 0.69.)
-        dt_max: The largest.
+        dt_max: The largest initial step size.
         dt_floor: Initial step sizes below it are raised to it.
         dt_init: How the kernel of the step-size projection starts: `"random"`, uniform in `[-s, s]`, or `"constant"`,
             all `s`, with `s = dt_scale / sqrt(dt_rank)`.
-        dt_scale: The factor in it.
+        dt_scale: The factor in that `s`.
         conv_bias: Whether the convolutions have a bias.
         use_bias: Whether `in_proj` and `out_proj` have one.
         out_scale: A factor on the initial `out_proj`; deep stacks pass `1 / sqrt(number of layers)`.
-        dtype: Of the computation and the output. The scans and the sum of the directions are float32 whatever it is;
-            with bfloat16 the sum is rounded once before the gate.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output. The scans and the sum of the directions are float32
+            whatever it is; with bfloat16 the sum is rounded once before the gate.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     >>> import jax.numpy as jnp

@@ -75,8 +75,8 @@ class GatedRMSNorm(nnx.Module):
         group: How many neighboring channels are normalized together; None is all of them.
         norm_before_gate: The order of norm and gate.
         eps: Added to the mean square.
-        dtype: Of the output.
-        param_dtype: Of the scale.
+        dtype: The dtype of the output.
+        param_dtype: The dtype of the scale.
         rngs: Not used: there is nothing random.
 
     >>> import jax.numpy as jnp

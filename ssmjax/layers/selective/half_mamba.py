@@ -33,8 +33,8 @@ class HalfMamba(nnx.Module):
         d_conv: The taps of the convolutions.
         expand: The inner width of both halves by `d_model`.
         dt_rank: The rank of the step-size projection; None means `ceil(d_model / 16)`.
-        dtype: Of the computation and the output. The scan is float32 whatever it is.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output. The scan is float32 whatever it is.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values (linear maps normal with standard deviation 0.02, as the published recipe
             leaves them).
 

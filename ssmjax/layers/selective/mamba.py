@@ -45,18 +45,18 @@ class Mamba(nnx.Module):
         expand: The inner width `e` is `expand * d_model`.
         dt_rank: The rank of the step-size projection; None means `ceil(d_model / 16)`.
         dt_min: The smallest initial step size.
-        dt_max: The largest.
+        dt_max: The largest initial step size.
         dt_floor: Initial step sizes below it are raised to it.
         dt_init: How the kernel of the step-size projection starts: `"random"`, uniform in `[-s, s]`, or `"constant"`,
             all `s`, with `s = dt_scale / sqrt(dt_rank)`.
-        dt_scale: The factor in it.
+        dt_scale: The factor in that `s`.
         conv_bias: Whether the convolution has a bias.
         use_bias: Whether `in_proj` and `out_proj` have one.
         rms_eps: If given, the low-rank dt, B and C are divided by their root mean squares, to whose squares it is added
             (Falcon Mamba, https://arxiv.org/abs/2410.05355, section 3).
         out_scale: A factor on the initial `out_proj`; deep stacks pass `1 / sqrt(number of layers)`.
-        dtype: Of the computation and the output. The scan and its state are float32 whatever it is.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output. The scan and its state are float32 whatever it is.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     >>> import jax.numpy as jnp

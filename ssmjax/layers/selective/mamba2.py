@@ -83,15 +83,15 @@ class Mamba2(nnx.Module):
         norm_before_gate: Whether that norm comes before its gate.
         norm_eps: Added to its mean square.
         dt_min: The smallest initial step size.
-        dt_max: The largest.
+        dt_max: The largest initial step size.
         dt_floor: Initial step sizes below it are raised to it.
         dt_limit: The least and the largest step size that the mixer ever takes.
         conv_bias: Whether the convolution has a bias.
         use_bias: Whether `in_proj` and `out_proj` have one.
         chunk: The steps of a chunk of the scan; for speed only.
         out_scale: A factor on the initial `out_proj`; deep stacks pass `1 / sqrt(number of layers)`.
-        dtype: Of the computation and the output. The scan's sums and its state are float32 whatever it is.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output. The scan's sums and its state are float32 whatever it is.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Raises:

@@ -65,13 +65,13 @@ class Mamba3(nnx.Module):
             original does: neighbors without a rank, halves with one.
         norm: Whether each head is normalized before its gate.
         dt_min: The smallest initial step size.
-        dt_max: The largest.
+        dt_max: The largest initial step size.
         dt_floor: Initial step sizes below it are raised to it.
         A_floor: The least rate -A.
         chunk: The steps of a chunk of the scan; for speed only. None is 64, divided by the rank.
         out_scale: A factor on the initial `out_proj`; deep stacks pass `1 / sqrt(number of layers)`.
-        dtype: Of the computation and the output. The scan's sums and its state are float32 whatever it is.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output. The scan's sums and its state are float32 whatever it is.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values.
 
     Raises:

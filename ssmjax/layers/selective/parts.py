@@ -27,11 +27,11 @@ class MixerSize:
         expand: The inner width is `expand * d_model`.
         dt_rank: The rank `r` of the step-size projection; None means `ceil(d_model / 16)`.
         dt_min: The smallest initial step size.
-        dt_max: The largest.
+        dt_max: The largest initial step size.
         dt_floor: Initial step sizes below it are raised to it.
         dt_init: How the kernel of the step-size projection starts: `"random"`, uniform in `[-s, s]`, or `"constant"`,
             all `s`, with `s = dt_scale / sqrt(r)`.
-        dt_scale: The factor in it.
+        dt_scale: The factor in that `s`.
     """
 
     d_model: int
@@ -74,8 +74,8 @@ class ShortConv(nnx.Module):
         width: The number of channels `e`, each with taps of its own.
         taps: The taps `k`.
         use_bias: Whether there is a bias.
-        dtype: Of the computation and the output.
-        param_dtype: Of the parameters.
+        dtype: The dtype of the computation and the output.
+        param_dtype: The dtype of the parameters.
         rngs: Source of the initial values: uniform in `[-s, s]`, `s = 1 / sqrt(k)`, for the taps and the bias.
     """
 

@@ -43,7 +43,7 @@ def scan_directions(kind: Directions, y: int, x: int) -> tuple[scan_order.Order,
     """Returns the scan orders of a grid of y rows and x columns, one for each set of parameters.
 
     Args:
-        kind: As in `SS2D`; "cascade", which reads single rows and columns, has none.
+        kind: The kind of scan, as in `SS2D`; "cascade", which reads single rows and columns, has none.
         y: The rows.
         x: The columns.
 

@@ -106,7 +106,7 @@ def attention_weights(
     """The weights that `attention` gives to the keys, for pictures and for methods that rank tokens by them.
 
     Args:
-        q: As in `attention`, like all the others.
+        q: The queries; this argument and the others are those of `attention`.
         k: The keys.
         causal: Whether a query sees no later key.
         mask: False at padding.

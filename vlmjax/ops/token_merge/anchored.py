@@ -84,7 +84,7 @@ def soft_anchored_merge(
         e: (b n p), what is compared, of length one.
         score: (b n), in units in which `temperature` is meant.
         m: The budget; it may be traced, so that one compiled step serves all budgets.
-        temperature: Of the soft choice of anchors.
+        temperature: The temperature of the soft choice of anchors.
         sharpness: `kappa`, of the assignment.
         size: (b n), how many tokens each stands for already.
         weight: (b n), further weights of the means.

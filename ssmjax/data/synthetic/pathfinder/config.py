@@ -17,7 +17,7 @@ class PathfinderConfig:
         margins: Free pixels around a paddle, and half the gap to the next one; one of them is drawn for each image.
         paddle_length: From tail to head.
         paddle_thickness: A multiple of 1 / antialias.
-        marker_radius: Of the two discs.
+        marker_radius: The radius of the two discs.
         seed_distance: Between the tails of the two targets; the first one lies twice as far from the border.
         continuity: kappa: a turn by an angle has the weight cos(kappa angle)^2, and none from a right angle on.
         distractor_paddles: In all; they are dealt to distractors a third as long as a target.

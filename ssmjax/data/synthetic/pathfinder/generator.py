@@ -61,7 +61,7 @@ def draw_pathfinder(
     Args:
         config: A name in `PATHFINDER`, or other parameters.
         count: N.
-        seed: Of the data set, 0 <= seed < 2 ** 64.
+        seed: The seed of the data set, 0 <= seed < 2 ** 64.
         start: Index of the first image.
         workers: Processes that share the blocks. A script that asks for more than one needs the usual
             `if __name__ == "__main__":`.

@@ -11,7 +11,7 @@ def line(side: int, end: tuple[int, int], width: int) -> np.ndarray:
     """A straight line from the middle of a square canvas, pixel for pixel the one that Pillow draws.
 
     Args:
-        side: Of the canvas, odd.
+        side: The side of the canvas, odd.
         end: Row and column that it runs to, not the middle.
         width: In pixels.
 
@@ -74,7 +74,7 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
 
     Args:
         image: (y x) uint8, y = x.
-        side: Of the result, at most that of the image.
+        side: The side of the result, at most that of the image.
 
     Returns:
         (side side) uint8.

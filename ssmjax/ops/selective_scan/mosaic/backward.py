@@ -36,7 +36,7 @@ def backward(plan: Plan, arrays: dict) -> dict:
 
     Args:
         plan: Its static facts.
-        arrays: As for `forward`, with `dy` (b l e), `states`, and with `plan.end` `dend` (b n e).
+        arrays: The arrays that `forward` takes, with `dy` (b l e), `states`, and with `plan.end` `dend` (b n e).
 
     Returns:
         `dx`, `ddt`, `dz` (b l e), `dA` (b c n e), `dD`, `dbias` (b c e), `dstart` (b n e) where the call has them, and
