@@ -53,11 +53,14 @@ def _time(record: dict) -> str:
 
 
 def model_table(records: list[dict]) -> str:
-    """Markdown: a row for each model, size, batch and task."""
-    lines = ["| model | task | size | batch | dtype | ms | a second | peak GB | commit |", "|---" * 9 + "|"]
+    """Markdown: a row for each model, size, batch and task; `theirs` is the time of the original in the same run."""
+    heads = ["model", "task", "size", "batch", "dtype", "ms", "theirs, ms", "a second", "peak GB", "device", "commit"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for r in records:
         peak = "" if r["peak_gb"] is None else f"{r['peak_gb']:.1f}"
-        cells = r["size"], r["batch"], r["dtype"], f"{r['ms']:.4g}", f"{r['per_second']:,.0f}", peak, r["commit"]
+        theirs = f"{r['peer_ms']:.4g} ({r['peer_ms'] / r['ms']:.1f}x)" if r.get("peer_ms") else ""
+        times = f"{r['ms']:.4g}", theirs, f"{r['per_second']:,.{int(r['per_second'] < 100)}f}", peak
+        cells = r["size"], r["batch"], r["dtype"], *times, r["device"], r["commit"]
         name = " ".join(
             filter(None, [r["model"], r.get("changes"), r.get("implementation", "auto").removeprefix("auto")])
         )
