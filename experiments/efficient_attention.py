@@ -77,8 +77,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds.
     """
-    if config.size not in ("full", "cpu"):
-        raise errors.unknown_name("size", config.size, ["full", "cpu"])
+    errors.require_known("size", config.size, ["full", "cpu"])
     if 784 % config.rows:
         raise errors.bad_argument("settings", "rows", config.rows, "a divisor of 784")
     common.require_writable("out_dir", config.out_dir)

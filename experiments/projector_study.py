@@ -77,8 +77,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds.
     """
-    if config.size not in ("full", "cpu"):
-        raise errors.unknown_name("size", config.size, ["full", "cpu"])
+    errors.require_known("size", config.size, ["full", "cpu"])
     common.require_writable("out_dir", config.out_dir)
     size, start = SIZES["smoke" if config.smoke else config.size], time.time()
     small = {"vision": {"depth": 1}, "text": {"depth": 1}}

@@ -95,10 +95,8 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds.
     """
-    if config.task not in ("ten", "binary"):
-        raise errors.unknown_name("task", config.task, ["ten", "binary"])
-    if config.size not in SIZES:
-        raise errors.unknown_name("size", config.size, list(SIZES))
+    errors.require_known("task", config.task, ["ten", "binary"])
+    errors.require_known("size", config.size, SIZES)
     common.require_writable("out_dir", config.out_dir)
     options, start = SIZES["smoke" if config.smoke else config.size], time.time()
     arrays, tests, source = _data(config, options)

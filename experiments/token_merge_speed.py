@@ -91,8 +91,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds.
     """
-    if config.model not in SHAPES:
-        raise errors.unknown_name("model", config.model, list(SHAPES))
+    errors.require_known("model", config.model, SHAPES)
     common.require_writable("out_dir", config.out_dir)
     shape, start = SHAPES["smoke" if config.smoke else config.model], time.time()
     timer = functools.partial(_milliseconds, repeats=2 if config.smoke else config.repeats)

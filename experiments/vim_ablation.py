@@ -29,7 +29,7 @@ from experiments.shared import classifier, common, image
 from experiments.shared.plots_ablation import draw, largest
 from experiments.shared.shared_runs import share
 from ssmjax.data import AugmentConfig, ImageData
-from ssmjax.errors import unknown_name
+from ssmjax.errors import require_known
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.report import make_report, write_report
 
@@ -169,8 +169,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
 def resolve(config: Config) -> Config:
     """Fills in the recipe, and refuses what cannot work."""
     for name in config.variants:
-        if name not in VARIANTS:
-            raise unknown_name("variant", name, list(VARIANTS))
+        require_known("variant", name, VARIANTS)
     bases = dict.fromkeys(VARIANTS[name].base for name in config.variants)
     variants = tuple(dict.fromkeys((*bases, *config.variants)))
     if config.smoke:

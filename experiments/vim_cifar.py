@@ -96,10 +96,8 @@ def optimizer(config: Any, steps: int) -> optax.GradientTransformation:
 
 def resolve(config: Config) -> Config:
     """What a recorded command meant stays what it means: settings of a plain Vim choose the recipe for it."""
-    if config.recipe not in RECIPES:
-        raise errors.unknown_name("recipe", config.recipe, list(RECIPES))
-    if config.optimizer not in ("adamw", "muon"):
-        raise errors.unknown_name("optimizer", config.optimizer, ["adamw", "muon"])
+    errors.require_known("recipe", config.recipe, RECIPES)
+    errors.require_known("optimizer", config.optimizer, ["adamw", "muon"])
     plain = config.model is None and (config.patch_size is not None or config.stem is not None)
     return dataclasses.replace(config, recipe="small") if plain and config.data in PHOTOGRAPHS else config
 

@@ -26,9 +26,9 @@ import numpy as np
 from flax import nnx
 
 import ssmjax
-from experiments.shared import classifier, common, image
+from experiments.shared import classifier, common, image, plots
 from ssmjax.data import AugmentConfig, ImageData
-from ssmjax.errors import unknown_name
+from ssmjax.errors import require_known
 from ssmjax.models.flops import count_flops
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.report import make_report, write_report
@@ -143,8 +143,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
 def resolve(config: Config) -> Config:
     """Fills in the recipe, and refuses what cannot work."""
     for label in config.models:
-        if label not in MODELS:
-            raise unknown_name("model", label, list(MODELS))
+        require_known("model", label, MODELS)
     filled = image.resolve(experiment("vim"), dataclasses.replace(config, model="vim_nano"))
     if config.smoke:
         return dataclasses.replace(filled, models=config.models[2::2], sizes=(64,), cost_batch=2)
@@ -199,10 +198,7 @@ def _middle(model: Any, images: jax.Array) -> jax.Array:
 
 def draw(results: Path, figure: Path) -> None:
     """Draws accuracy, speed and memory against image size, and receptive fields, from a results file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = plots.pyplot()
 
     record = json.loads(results.read_text())
     models = record["models"]
@@ -234,9 +230,7 @@ def draw(results: Path, figure: Path) -> None:
         ax.imshow(np.sqrt(row["receptive_field"]), cmap="magma", vmin=0, vmax=1)
         ax.set_title(f"{label}\n{row['parameters']:,} parameters", fontsize=9)
         ax.set_axis_off()
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=120)
-    plt.close(fig)
+    plots.save(fig, figure, dpi=120)
 
 
 def table(report: dict[str, Any]) -> str:

@@ -91,8 +91,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     unknown = [part for part in config.train if part not in PARTS]
     if unknown or not config.train:
         raise errors.unknown_name("part to train", unknown[0] if unknown else "", PARTS)
-    if config.chat not in CHATS:
-        raise errors.unknown_name("chat", config.chat, list(CHATS))
+    errors.require_known("chat", config.chat, CHATS)
     common.require_writable("out_dir", config.out_dir)
     begin = time.time()
     tokenizer = _tokenizer(config)

@@ -81,8 +81,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     dtype = config.dtype or common.accelerator_dtype()
     if config.blocks is not None:
         errors.as_int(NAME, "blocks", config.blocks, least=1)
-    if config.clock not in ("wall", "processor"):
-        raise errors.unknown_name("clock", config.clock, ("wall", "processor"))
+    errors.require_known("clock", config.clock, ("wall", "processor"))
     for name in config.models:
         registry.model_config(name)
         if not config.sizes and name not in SIZES:

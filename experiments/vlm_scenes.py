@@ -153,10 +153,8 @@ def main(config: Config = Config()) -> dict[str, Any]:
     Returns:
         What the results file holds.
     """
-    if config.tower not in ("dense", "contrastive"):
-        raise errors.unknown_name("tower", config.tower, ["dense", "contrastive"])
-    if config.size not in ("full", "cpu"):
-        raise errors.unknown_name("size", config.size, ["full", "cpu"])
+    errors.require_known("tower", config.tower, ["dense", "contrastive"])
+    errors.require_known("size", config.size, ["full", "cpu"])
     common.require_writable("out_dir", config.out_dir)
     chosen = "smoke" if config.smoke else config.size
     size, start = SIZES.get(f"{chosen}, {config.tower}", SIZES[chosen]), time.time()

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import ssmjax
 from experiments.shared import common, image
 from ssmjax.data import AugmentConfig, ImageData, load_image_folders, load_imagenet_validation
-from ssmjax.errors import bad_argument, unknown_name
+from ssmjax.errors import bad_argument, require_known
 from ssmjax.training.evaluate import classification_sums
 
 NAME = "vmamba_imagenet20"
@@ -153,15 +153,12 @@ def sums(model: Any, batch: Any) -> dict[str, jax.Array]:
 
 def experiment(config: Config) -> image.Experiment:
     """The experiment of a split."""
-    if config.start not in ("scratch", "finetuned"):
-        raise unknown_name("start", config.start, ["scratch", "finetuned"])
+    require_known("start", config.start, ["scratch", "finetuned"])
     if (config.start == "finetuned") != (config.pretrained is not None):
         raise bad_argument(NAME, "pretrained", config.pretrained, "given with --start finetuned, and only then")
     recipes = FINE_TUNED if config.start == "finetuned" else RECIPES
-    if config.split not in recipes:
-        raise unknown_name("split", config.split, list(recipes))
-    if config.directions not in ("cross", "two"):
-        raise unknown_name("directions", config.directions, ["cross", "two"])
+    require_known("split", config.split, recipes)
+    require_known("directions", config.directions, ["cross", "two"])
     return image.Experiment(
         NAME,
         {config.data: recipes[config.split]},

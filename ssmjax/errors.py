@@ -3,7 +3,7 @@
 import difflib
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ __all__ = [
     "bad_shape",
     "did_you_mean",
     "require_flags",
+    "require_known",
     "shape_of",
     "unknown_name",
 ]
@@ -47,6 +48,25 @@ def unknown_name(kind: str, name: str, known: Sequence[str]) -> ValueError:
         known: The names there are.
     """
     return ValueError(f"Unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
+
+
+def require_known(kind: str, name: str, known: Collection[str]) -> None:
+    """Refuses a name that is not registered, and says which it may have meant.
+
+    Args:
+        kind: What the name names, such as `"model"` or `"data set"`.
+        name: What the caller gave.
+        known: The names there are.
+
+    Raises:
+        ValueError: The name is none of them.
+
+    >>> require_known("size", "fulll", ["cpu", "full"])
+    Traceback (most recent call last):
+    ValueError: Unknown size 'fulll'. Did you mean 'full'? Known: cpu, full.
+    """
+    if name not in known:
+        raise unknown_name(kind, name, list(known))
 
 
 def bad_argument(where: str, argument: str, got: object, wanted: str, remedy: str = "") -> ValueError:

@@ -113,8 +113,7 @@ class Conversation:
         if chat is None:
             chat = "qwen2_vl" if isinstance(model.config, Qwen2VLConfig) else "vicuna"
         if isinstance(chat, str):
-            if chat not in CHATS:
-                raise errors.unknown_name("chat", chat, list(CHATS))
+            errors.require_known("chat", chat, CHATS)
             chat = CHATS[chat]
         temperature = errors.as_nonnegative("Conversation", "temperature", temperature)
         if temperature and key is None:

@@ -162,8 +162,7 @@ def resolve(experiment: Experiment, config: Any) -> Any:
         experiment: Its recipes are the values for the settings that are None.
         config: The settings, some of them None.
     """
-    if config.data not in experiment.recipes:
-        raise ssmjax.errors.unknown_name("data set", config.data, list(experiment.recipes))
+    ssmjax.errors.require_known("data set", config.data, experiment.recipes)
     classifier.check(experiment.name, config, {"drop_path": 1, "ema_decay": 1})
     filled = {**experiment.recipes[config.data], **(experiment.smoke if config.smoke else {})}
     filled = {name: value for name, value in filled.items() if getattr(config, name) is None}

@@ -14,7 +14,7 @@ from flax import nnx
 
 from experiments.shared import common, plots_language
 from experiments.shared.parts import Part
-from ssmjax.errors import unknown_name
+from ssmjax.errors import require_known
 from ssmjax.models.language_model import LanguageModel, LanguageModelConfig
 from ssmjax.models.registry import build
 from ssmjax.training.fit import FitConfig, fit
@@ -90,8 +90,7 @@ def make_model(kind: str, config: Config, vocab: int, seed: int, **fields: Any) 
         seed: Determines the parameters.
         **fields: Further fields of the configuration; options of the mixer are merged.
     """
-    if kind not in KINDS:
-        raise unknown_name("model", kind, list(KINDS))
+    require_known("model", kind, KINDS)
     options = KINDS[kind].get("mixer_options", {}) | fields.pop("mixer_options", {})
     sizes = dict(vocab_size=vocab, d_model=config.d_model, depth=config.depth, dtype=config.dtype)
     whole = LanguageModelConfig(**KINDS[kind] | {"mixer_options": options} | sizes | fields)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-__all__ = ["decode_images", "draw_classifier", "draw_confusion", "draw_curves", "encode_images"]
+__all__ = ["decode_images", "draw_classifier", "draw_confusion", "draw_curves", "encode_images", "pyplot", "save"]
 
 _TRAIN, _TEST, _GRID = "#3b6fb6", "#c8553d", "#dddddd"
 
@@ -31,6 +31,23 @@ def decode_images(packed: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(base64.b64decode(packed["uint8"]), np.uint8).reshape(packed["shape"])
 
 
+def pyplot() -> Any:
+    """Matplotlib's interface, for files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def save(fig: Any, figure: Path, *, dpi: int = 110) -> None:
+    """Writes a figure and closes it."""
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(figure, dpi=dpi)
+    pyplot().close(fig)
+
+
 def draw_classifier(results: Path, figure: Path) -> None:
     """Draws loss and accuracy curves, a confusion matrix and a row of predictions from a classifier's results file.
 
@@ -38,10 +55,7 @@ def draw_classifier(results: Path, figure: Path) -> None:
         results: A JSON file as `experiments.vim_cifar` writes it.
         figure: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     record = json.loads(results.read_text())
     names, shown = record["data"]["class_names"], record["predictions"]
@@ -59,9 +73,7 @@ def draw_classifier(results: Path, figure: Path) -> None:
         ax.set_xticks([])
         ax.set_yticks([])
     fig.suptitle(_title(record), fontsize=11)
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=110)
-    plt.close(fig)
+    save(fig, figure)
 
 
 def _title(record: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from experiments.shared.plots_sequence import pyplot, save
+from experiments.shared.plots import pyplot, save
 
 __all__ = ["draw", "largest"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.shared.plots import decode_images
+from experiments.shared.plots import decode_images, pyplot, save
 
 __all__ = ["draw", "tiled"]
 
@@ -34,10 +34,7 @@ def draw(results: Path, figure: Path) -> None:
         results: A JSON file as `experiments.shared.diffusion` writes it.
         figure: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     record = json.loads(results.read_text())
     classes = len(record["data"]["class_names"])
@@ -67,9 +64,7 @@ def draw(results: Path, figure: Path) -> None:
         f"({minutes:.1f} min on {device})",
         fontsize=12,
     )
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=110)
-    plt.close(fig)
+    save(fig, figure)
 
 
 def _draw_quality(ax: Any, record: dict[str, Any]) -> None:

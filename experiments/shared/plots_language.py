@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.shared.plots_sequence import pyplot, save
+from experiments.shared.plots import pyplot, save
 
 __all__ = ["draw_lines"]
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.shared.plots import pyplot, save
+
 __all__ = ["draw_profile"]
 
 _COLORS = {
@@ -30,10 +32,7 @@ def draw_profile(results: Path, figure: Path) -> None:
         results: A JSON file as `experiments.vlm_profile` writes it.
         figure: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     record = json.loads(results.read_text())
     fig, axes = plt.subplots(2, 2, figsize=(14, 10), layout="constrained")
@@ -42,9 +41,7 @@ def draw_profile(results: Path, figure: Path) -> None:
     _bars(axes[1, 0], record)
     _roofline(axes[1, 1], record)
     fig.suptitle(f"{record['device']['kind']}, {record['config']['dtype']}: {record['command']}", fontsize=10)
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=110)
-    plt.close(fig)
+    save(fig, figure)
 
 
 def _by_model(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

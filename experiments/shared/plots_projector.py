@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.shared.plots import pyplot, save
+
 __all__ = ["LABELS", "draw_attention", "draw_projectors", "published_table"]
 
 LABELS = {
@@ -58,10 +60,7 @@ def draw_projectors(results: Path, figure: Path) -> None:
         results: A JSON file as `experiments.projector_study` writes it.
         figure: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     record = json.loads(Path(results).read_text())
     metrics, costs = record["metrics"], record["costs"]
@@ -96,9 +95,7 @@ def draw_projectors(results: Path, figure: Path) -> None:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.title.set_fontsize(9)
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=130)
-    plt.close(fig)
+    save(fig, figure, dpi=130)
 
 
 def _names(part: str) -> tuple[str, str]:
@@ -122,10 +119,7 @@ def draw_attention(results: Path, figure: Path) -> None:
         results: A JSON file as `experiments.efficient_attention` writes it.
         figure: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     record = json.loads(Path(results).read_text())
     metrics = record["metrics"]
@@ -170,6 +164,4 @@ def draw_attention(results: Path, figure: Path) -> None:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.title.set_fontsize(9)
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=130)
-    plt.close(fig)
+    save(fig, figure, dpi=130)

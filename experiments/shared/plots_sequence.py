@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.shared.plots import draw_confusion, draw_curves
+from experiments.shared.plots import draw_confusion, draw_curves, pyplot, save
 
-__all__ = ["draw_classifier", "save", "title"]
+__all__ = ["draw_classifier", "title"]
 
 _GRID = "#dddddd"
 
@@ -57,23 +57,6 @@ def title(record: dict[str, Any]) -> str:
         f"{100 * accuracy['mean']:.2f}{spread} % ({seeds} seed{'s' if seeds > 1 else ''}, "
         f"{record['seconds']['mean'] / 60:.1f} min each on {record['device']['kind']})"
     )
-
-
-def pyplot() -> Any:
-    """Matplotlib's interface, for files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot
-
-
-def save(fig: Any, figure: Path) -> None:
-    """Writes a figure and closes it."""
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=110)
-    pyplot().close(fig)
 
 
 def main(results: tyro.conf.Positional[Path], figure: tyro.conf.Positional[Path]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from experiments.discretization_error import order_text
-from experiments.shared.plots_sequence import pyplot, save
+from experiments.shared.plots import pyplot, save
 
 __all__ = ["draw_discretization", "draw_shootout"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.shared.plots import decode_images
+from experiments.shared.plots import decode_images, pyplot, save
 from ssmjax.data.synthetic import COLORS, QUESTION_TYPES, SCENE_VOCABULARY
 
 __all__ = [
@@ -55,10 +55,7 @@ def draw_scenes(results: Path, figure: Path) -> None:
         results: A JSON file as `experiments.vlm_scenes` writes it.
         figure: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     record = json.loads(Path(results).read_text())
     metrics, examples = record["metrics"], record["examples"]
@@ -84,9 +81,7 @@ def draw_scenes(results: Path, figure: Path) -> None:
         right = "" if given == wanted else f" (not {wanted})"
         axis.set_title(f"{question_text(examples['questions'][i])}\n{given}{right}", fontsize=9)
         axis.axis("off")
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=130)
-    plt.close(fig)
+    save(fig, figure, dpi=130)
 
 
 def draw_easy_vqa(results: Path, figure: Path) -> None:
@@ -96,10 +91,7 @@ def draw_easy_vqa(results: Path, figure: Path) -> None:
         results: A JSON file as `experiments.vlm_easy_vqa` writes it.
         figure: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     record = json.loads(Path(results).read_text())
     metrics, examples = record["metrics"], record["examples"]
@@ -118,9 +110,7 @@ def draw_easy_vqa(results: Path, figure: Path) -> None:
         axis.axis("off")
         lines = [f"{text} {given}" + ("" if given == right else f" (not {right})") for text, given, right in asked]
         axis.set_title("\n".join(lines), fontsize=7)
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=130)
-    plt.close(fig)
+    save(fig, figure, dpi=130)
 
 
 METHOD_COLORS = {
@@ -145,10 +135,7 @@ def draw_merge_classifier(results: Path, figure: Path) -> None:
         results: A JSON file as `experiments.token_merge_classifier` writes it.
         figure: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     record = json.loads(Path(results).read_text())
     metrics, costs, maps = record["metrics"], record["costs"], record["maps"]
@@ -184,9 +171,7 @@ def draw_merge_classifier(results: Path, figure: Path) -> None:
         axis.imshow(np.kron(colors, np.ones((4, 4, 1))) * (0.35 + 0.65 * image / 255.0))
         axis.axis("off")
     fig.suptitle(f"merge maps of ours: {maps['m']} tokens of 49", y=0.33, fontsize=9)
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=130)
-    plt.close(fig)
+    save(fig, figure, dpi=130)
 
 
 def draw_token_merge(results: Path, figure: Path) -> None:
@@ -196,10 +181,7 @@ def draw_token_merge(results: Path, figure: Path) -> None:
         results: A JSON file as `experiments.token_merge` writes it.
         figure: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     record = json.loads(Path(results).read_text())
     metrics, maps = record["metrics"], record.get("maps") or {}
@@ -238,9 +220,7 @@ def draw_token_merge(results: Path, figure: Path) -> None:
     axes[0].legend(fontsize=7, frameon=False, ncols=2)
     if maps:
         draw_maps(fig, grid[1, :], maps)
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=130)
-    plt.close(fig)
+    save(fig, figure, dpi=130)
 
 
 def draw_maps(fig: Any, place: Any, maps: dict[str, Any]) -> None:
@@ -251,8 +231,7 @@ def draw_maps(fig: Any, place: Any, maps: dict[str, Any]) -> None:
         place: Where in it: a cell of a grid.
         maps: `images`, and for each budget the `groups` (b 12 12).
     """
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     images, palette = decode_images(maps["images"]), plt.get_cmap("tab20")
     budgets = [m for m in ("36", "16", "9", "4") if m in maps["groups"]] or list(maps["groups"])
     shown = [(image, m) for image in range(min(2, len(images))) for m in (None, *budgets)]
@@ -275,10 +254,7 @@ def draw_merge_speed(results: Path, figure: Path) -> None:
         results: A JSON file as `experiments.token_merge_speed` writes it.
         figure: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     record = json.loads(Path(results).read_text())
     metrics, config = record["metrics"], record["config"]
@@ -303,9 +279,7 @@ def draw_merge_speed(results: Path, figure: Path) -> None:
         )
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8, frameon=False)
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=130)
-    plt.close(fig)
+    save(fig, figure, dpi=130)
 
 
 def draw_merge_method(results: Path, figure: Path) -> None:
@@ -315,10 +289,7 @@ def draw_merge_method(results: Path, figure: Path) -> None:
         results: A JSON file as `experiments.token_merge_method` writes it.
         figure: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     example = json.loads(Path(results).read_text())["example"]
     (image,) = decode_images(example["image"])
@@ -362,6 +333,4 @@ def draw_merge_method(results: Path, figure: Path) -> None:
     table = axis.table(rows, colLabels=heads, loc="center", cellLoc="left", edges="horizontal")
     table.auto_set_font_size(False)
     table.set_fontsize(9)
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(figure, dpi=130)
-    plt.close(fig)
+    save(fig, figure, dpi=130)

@@ -14,7 +14,7 @@ import optax
 import ssmjax
 from experiments.shared import classifier, common, plots_sequence
 from ssmjax.data import ArrayBatches, SequenceData, eval_array_batches, load_images, pixel_sequences
-from ssmjax.errors import bad_argument, unknown_name
+from ssmjax.errors import bad_argument, require_known
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.evaluate import classification_sums
 from ssmjax.training.losses import softmax_cross_entropy
@@ -76,13 +76,10 @@ def resolve(name: str, config: Config, recipes: Mapping[str, Mapping[str, Any]])
         config: The settings, some of them None.
         recipes: Values for the fields that are None, by data set.
     """
-    if config.data not in recipes:
-        raise unknown_name("data set", config.data, list(recipes))
+    require_known("data set", config.data, recipes)
     layers = ("s4nd",) if type(config)().layer == "s4nd" else LAYERS  # images as they are, or read pixel by pixel
-    if config.layer not in layers:
-        raise unknown_name("layer", config.layer, layers)
-    if config.s5_mode not in S5_MODES:
-        raise unknown_name("s5_mode", config.s5_mode, S5_MODES)
+    require_known("layer", config.layer, layers)
+    require_known("s5_mode", config.s5_mode, S5_MODES)
     classifier.check(name, config, {"dropout": 1, "state_learning_rate": math.inf})
     for field in ("d_model", "depth", "d_state"):
         if (value := getattr(config, field)) is not None and value < 1:

@@ -83,7 +83,6 @@ def shape_in_source(shape: tuple[int, ...], layout: str | Layout) -> tuple[int, 
 def _patterns(layout: str | Layout) -> Layout | None:
     if isinstance(layout, Layout):
         return layout
-    if layout not in LAYOUTS:
-        raise errors.unknown_name("layout", layout, list(LAYOUTS))
+    errors.require_known("layout", layout, LAYOUTS)
     patterns = LAYOUTS[layout]
     return None if patterns is None else Layout(*patterns)

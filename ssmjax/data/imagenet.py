@@ -10,7 +10,7 @@ from ssmjax.data import tfds
 from ssmjax.data.archives import DataUnavailable, Records
 from ssmjax.data.folders import decode_image
 from ssmjax.data.images import ImageData, describe_records
-from ssmjax.errors import bad_argument, unknown_name
+from ssmjax.errors import bad_argument, require_known
 
 __all__ = ["load_imagenet_validation"]
 
@@ -63,8 +63,7 @@ def load_imagenet_validation(
         builder = tfds.open_prepared(folder)
         known = builder.info.features["label"].names
     for name in classes:
-        if name not in known:
-            raise unknown_name("class of imagenet2012", name, known)
+        require_known("class of imagenet2012", name, known)
     with tfds.naming_damage(folder):
         found = _images(builder, {known.index(name): i for i, name in enumerate(classes)}, size)
     splits: dict[str, dict[str, list[Any]]] = {split: {"image": [], "label": []} for split in ("train", "test")}

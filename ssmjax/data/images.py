@@ -17,7 +17,7 @@ from ssmjax.data import tfds
 from ssmjax.data.archives import ARCHIVES, Archive, DataUnavailable, Records, verify
 from ssmjax.data.download import download
 from ssmjax.data.embedded import read_digits
-from ssmjax.errors import bad_argument, bad_shape, unknown_name
+from ssmjax.errors import bad_argument, bad_shape, require_known
 
 __all__ = ["IMAGE_SETS", "ImageData", "load_images", "resize_images"]
 
@@ -102,8 +102,7 @@ def load_images(
     >>> load_images("digits")
     ImageData('digits', 1,438 + 359 images of (8, 8, 1), 10 classes, from scikit-learn load_digits)
     """
-    if name not in IMAGE_SETS:
-        raise unknown_name("data set", name, IMAGE_SETS)
+    require_known("data set", name, IMAGE_SETS)
     if name == "digits":
         return describe_records(name, read_digits(), "scikit-learn load_digits")
     _require_packages(name)
@@ -256,8 +255,7 @@ def resize_images(images: np.ndarray, size: int, method: str = "bilinear") -> np
         raise bad_shape("resize_images", "images", images, "(N y x d) uint8")
     if size < 1:
         raise bad_argument("resize_images", "size", size, "a positive number of pixels")
-    if method not in ("bilinear", "nearest"):
-        raise unknown_name("resize method", method, ("bilinear", "nearest"))
+    require_known("resize method", method, ("bilinear", "nearest"))
     if images.shape[1:3] == (size, size):
         return images
     pieces = [np.asarray(_resize(images[i : i + 4096], size, method)) for i in range(0, len(images), 4096)]

@@ -89,8 +89,7 @@ def diagonal_modes(
     >>> diagonal_modes("lin", 4).round(3).tolist()
     [[(-0.5+0j), (-0.5-3.142j)]]
     """
-    if name not in DIAGONALS:
-        raise errors.unknown_name("diagonal initialization", name, DIAGONALS)
+    errors.require_known("diagonal initialization", name, DIAGONALS)
     n = _modes(size)
     k = np.arange(n)
     if name == "legs":
@@ -131,8 +130,7 @@ def input_vector(name: str, size: int, *, copies: int = 1, rng: np.random.Genera
     >>> input_vector("alternating", 6).real.tolist()
     [[1.0, -1.0, 1.0]]
     """
-    if name not in INPUTS:
-        raise errors.unknown_name("input vector", name, INPUTS)
+    errors.require_known("input vector", name, INPUTS)
     n = _modes(size)
     if name == "random":
         re, im = _required(rng, "'random'").standard_normal((2, copies, n)) / np.sqrt(2)

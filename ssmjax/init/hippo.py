@@ -166,8 +166,7 @@ def _fout(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check(measure: str, size: int, *, even: bool) -> None:
-    if measure not in MEASURES:
-        raise errors.unknown_name("HiPPO measure", measure, MEASURES)
+    errors.require_known("HiPPO measure", measure, MEASURES)
     if size < 1 or (even and size % 2):
         wanted = "a positive even number" if even else "a positive number"
         raise errors.bad_argument("hippo", "size", size, wanted, "Modes come in conjugate pairs." if even else "")

@@ -80,8 +80,7 @@ def anyres_order(
     >>> anyres_order([(28, 56)], [(1, 2)], 1).tolist()
     [0, 1, 2, -1]
     """
-    if merge not in ("spatial_unpad", "spatial", "flat"):
-        raise errors.unknown_name("merge", merge, ["spatial_unpad", "spatial", "flat"])
+    errors.require_known("merge", merge, ["spatial_unpad", "spatial", "flat"])
     parts, first = [], 0
     for size, (rows, columns) in zip(sizes, grids, strict=True):
         base = first + np.arange(side * side)

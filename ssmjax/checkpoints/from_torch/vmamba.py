@@ -91,8 +91,7 @@ def forward_type_options(forward_type: str) -> dict[str, Any]:
         rest, options = rest.removesuffix(found), options | endings[found]
     if rest.startswith("xv") or rest == "v052d3":
         raise NotImplementedError(f"forward_type_options: {forward_type!r} does not run in the original, nor here.")
-    if rest not in _DIRECTIONS:
-        raise errors.unknown_name("forward_type", rest, list(_DIRECTIONS))
+    errors.require_known("forward_type", rest, _DIRECTIONS)
     return options | {"directions": _DIRECTIONS[rest], "core": "ssd" if rest == "m0" else "scan"}
 
 

@@ -73,8 +73,7 @@ def draw_digit_scenes(count: int, *, seed: int, split: str = "train") -> DigitSc
     from sklearn.datasets import load_digits
 
     splits = {"train": slice(0, 1200), "validation": slice(1200, 1437), "test": slice(1437, None)}
-    if split not in splits:
-        raise errors.unknown_name("split", split, list(splits))
+    errors.require_known("split", split, splits)
     bunch = load_digits()
     chosen = np.random.default_rng(0).permutation(len(bunch.target))[splits[split]]
     rng = np.random.default_rng([seed, sorted(splits).index(split)])

@@ -171,8 +171,7 @@ def make_norm(kind: str, d_model: int, **options) -> RMSNorm | LayerNorm | Batch
     'RMSNorm'
     """
     norms = {"rms": RMSNorm, "layer": LayerNorm, "batch": BatchNorm}
-    if kind not in norms:
-        raise errors.unknown_name("norm", kind, list(norms))
+    errors.require_known("norm", kind, norms)
     return norms[kind](d_model, **options)
 
 

@@ -266,5 +266,4 @@ def _check(inner, d_state, head_dim, groups, rank, rope_fraction, rotation):
         raise errors.bad_argument("Mamba3", "rope_fraction", rope_fraction, "0.5 or 1")
     if int(d_state * rope_fraction) < 2 or d_state % 2:
         raise errors.bad_argument("Mamba3", "d_state", d_state, "even, and 4 or more with rope_fraction=0.5")
-    if rotation not in (None, "pairs", "halves"):
-        raise errors.unknown_name("rotation", rotation, ["pairs", "halves"])
+    errors.require_known("rotation", rotation, ["pairs", "halves"])
