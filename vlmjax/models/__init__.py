@@ -7,12 +7,13 @@ from vlmjax.models.language import CausalLM, LlamaConfig, LMCache, Qwen2Config
 from vlmjax.models.llava import Llava, LlavaConfig
 from vlmjax.models.llava_next import LlavaNext, LlavaNextConfig
 from vlmjax.models.multiscale import block_grids, dynamic_tokens, multiscale_tokens
-from vlmjax.models.qwen2_vl import Qwen2VL, Qwen2VLConfig, VisualTokens
+from vlmjax.models.qwen2_vl import Qwen2VL, Qwen2VLConfig
 from vlmjax.models.qwen_tower import PatchMerger, QwenVisionConfig, QwenVisionTower
 from vlmjax.models.splice import place, splice
 from vlmjax.models.tiles import NEWLINE, anyres_grid, anyres_order, best_size, tile_boxes, tile_grid
 from vlmjax.models.towers import CLIPVisionConfig, SiglipVisionConfig, VisionTower
 from vlmjax.models.vila import Vila, VilaConfig
+from vlmjax.models.visual_tokens import VisualTokens
 
 __all__ = [
     "CLIP",

@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple, no_type_check
+from collections.abc import Callable
+from typing import Literal, no_type_check
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from ssmjax import errors
@@ -16,6 +16,7 @@ from ssmjax.shapes import Array, Float, Int, Mask, Tokens
 from vlmjax.models.language import CausalLM, LMCache, Qwen2Config
 from vlmjax.models.qwen_tower import QwenVisionConfig, QwenVisionTower
 from vlmjax.models.splice import splice
+from vlmjax.models.visual_tokens import VisualTokens, merged_frames, merged_images, whole_frames
 from vlmjax.processing.patches import PackedPatches
 
 __all__ = ["Qwen2VL", "Qwen2VLConfig", "VisualTokens"]
@@ -62,31 +63,6 @@ class Qwen2VLConfig:
         require(self, "text", self.text.rope_sections is not None, "a configuration with rope_sections")
         fits = self.vision.d_out == self.text.d_model
         require(self, "vision", fits, f"a tower with d_out = {self.text.d_model}, the width of the language model")
-
-
-class VisualTokens(NamedTuple):
-    """What a language model reads of images and videos. Only the first are real, as many as the extents say.
-
-    Attributes:
-        tokens: (m d), float32.
-        offsets: (m 3) int32, the slice, row and column of each in its image or video.
-        extents: (m 3) int32, at the last one of an image or video its slices, rows and columns; else 0.
-        seconds: (m), the seconds from a slice to the next.
-    """
-
-    tokens: Array
-    offsets: Array
-    extents: Array
-    seconds: Array
-
-    def fitted(self, room: int) -> "VisualTokens":
-        """The same in arrays of another length: longer by padding, or shorter by it.
-
-        A language model that reads `tokens.size` of them compiles once, whatever the size of the images.
-        """
-        missing = max(0, room - self.tokens.shape[0])
-        widths = lambda x: ((0, missing), *((0, 0),) * (x.ndim - 1))  # noqa: E731
-        return VisualTokens(*(jnp.pad(jnp.asarray(x), widths(x))[:room] for x in self))
 
 
 class Qwen2VL(nnx.Module):
@@ -138,16 +114,51 @@ class Qwen2VL(nnx.Module):
         self.check_inputs(tokens, mask=mask, images=images, visual=visual)
         return self.language.logits(self._decode(tokens, images, visual, mask, None)[0])
 
-    def encode(self, images: PackedPatches, *, room: int | None = None) -> VisualTokens:
-        """Runs the tower, compiled once for each length of the patches.
+    def encode(
+        self,
+        images: PackedPatches,
+        *,
+        merge: Callable | None = None,
+        inside: int | None = None,
+        room: int | None = None,
+    ) -> VisualTokens:
+        """Runs the tower, compiled once for each length of the patches, and merges visual tokens where asked to.
+
+        Merged tokens stand where their anchors stood, in time, rows and columns; the text stands where it would stand
+        without a merge; and the logarithm of its size is added to the logits of a merged token as a key. A text then
+        has `count` image tokens of them.
 
         Args:
             images: From `vlmjax.processing.pack_patches`.
+            merge: What makes fewer tokens of those of an image or video, such as a `Merger` with its budget set:
+                `merge(x) -> MergeState` for x of (1 n d). It is compiled with it, so pass the same function again.
+            inside: After how many blocks of the tower to merge, from 1 to depth - 1, in place of behind it. What merges
+                then are the cells of patches that become one visual token, x of (frames n 4d), within each frame; the
+                other blocks have less to do. The frames must be of one size.
             room: The length of the result, such as `tokens.size`; None leaves it. See `VisualTokens.fitted`.
+
+        Raises:
+            ValueError: The budget does not fit, or frames of several sizes are to merge inside the tower.
+
+        >>> import numpy as np, vlmjax
+        >>> from vlmjax.ops import density_anchors
+        >>> from vlmjax.processing import image_patches, pack_patches
+        >>> model = vlmjax.create_model("qwen2_vl_nano")
+        >>> images = pack_patches([image_patches(np.zeros((56, 84, 3), np.uint8))])
+        >>> model.encode(images, merge=lambda x: density_anchors(x, 2)).count
+        2
         """
         definition, state = nnx.split(self.vision)
-        tokens = _encode(definition, state, images)
-        visual = VisualTokens(tokens, images.offsets, images.extents, images.seconds)
+        if inside is not None:
+            if merge is None:
+                raise errors.bad_argument("Qwen2VL.encode", "merge", None, "a function where there is `inside`")
+            inside = errors.as_int("Qwen2VL.encode", "inside", inside, least=1, most=self.config.vision.depth - 1)
+            merged = _encode_merged(definition, state, whole_frames(images), merge=merge, at=inside)
+            visual = merged_frames(images, merged)
+        else:
+            tokens = _encode(definition, state, images)
+            visual = VisualTokens(tokens, images.offsets, images.extents, images.seconds)
+            visual = visual if merge is None else merged_images(visual, merge)
         return visual if room is None else visual.fitted(room)
 
     def positions(
@@ -223,7 +234,7 @@ class Qwen2VL(nnx.Module):
         traced = (here, None if source is None else source.extents)
         if any(isinstance(x, jax.core.Tracer) for x in traced):
             return
-        wanted = 0 if source is None else int(np.asarray(source.extents).prod(-1).sum())
+        wanted = 0 if source is None else source.count
         if (found := int(here.sum())) != wanted:
             tokens_of = f"{self.config.image_token} or {self.config.video_token}"
             got, needed = f"{found} image tokens ({tokens_of})", f"a text with {wanted} image tokens"
@@ -241,7 +252,11 @@ class Qwen2VL(nnx.Module):
         if cache is not None:
             positions = positions + jnp.asarray(cache.position)[:, None, None]
             after = after + jnp.asarray(cache.position)
-        return self.language.decode(x, mask=mask, positions=positions, cache=cache, after=after)
+        bias = None
+        if visual.size is not None:  # tokens of a soft merge fade, and never quite to nothing
+            logs = jnp.log(jnp.maximum(jnp.asarray(visual.size), 1e-9))
+            bias = splice(jnp.zeros(tokens.shape), logs, self._here(tokens, mask))
+        return self.language.decode(x, mask=mask, positions=positions, bias=bias, cache=cache, after=after)
 
     def _here(self, tokens, mask):
         here = (tokens == self.config.image_token) | (tokens == self.config.video_token)
@@ -262,6 +277,11 @@ class Qwen2VL(nnx.Module):
 @functools.partial(jax.jit, static_argnames="definition")
 def _encode(definition, state, images):
     return nnx.merge(definition, state)(images)
+
+
+@functools.partial(jax.jit, static_argnames=("definition", "merge", "at"))
+def _encode_merged(definition, state, images, *, merge, at):
+    return nnx.merge(definition, state).merged(images, merge, at)
 
 
 register_family(

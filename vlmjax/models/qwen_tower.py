@@ -1,6 +1,7 @@
 """The vision towers of Qwen2-VL and Qwen2.5-VL: images and videos of any size, positions in two dimensions."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, no_type_check
 
 import jax
@@ -17,6 +18,7 @@ from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.models.config import ComputeDtype, check_fields, require
 from ssmjax.shapes import Array, Float, Tokens
 from vlmjax.layers.transformer import BlockSize, TransformerBlock, linear
+from vlmjax.ops.token_merge import MergeState
 from vlmjax.processing.patches import PackedPatches
 
 __all__ = ["PatchMerger", "QwenVisionConfig", "QwenVisionTower"]
@@ -179,6 +181,32 @@ class QwenVisionTower(nnx.Module):
         tokens = rearrange(jnp.where(real[..., None], merged, 0), "b m e -> (b m) e")
         return tokens if b == 1 else _reordered(tokens, jnp.argsort(~real.reshape(-1), stable=True))
 
+    def merged(self, images: PackedPatches, merge: Callable, at: int) -> MergeState:
+        """The visual tokens of fewer cells: those of a frame merge after `at` of the blocks.
+
+        A merged cell is the mean of its members' patches, corner by corner. It keeps the place of its anchor, and as
+        keys its patches get the logarithm of its size.
+
+        Args:
+            images: Patches without padding, each frame in a row of its own.
+            merge: `merge(x) -> MergeState` for x of (b n 4d), the cells of each frame.
+            at: How many blocks run before.
+
+        Returns:
+            The visual tokens (b m d_out), with sizes and positions of cells.
+        """
+        cell = self.config.merge**2
+        x = self._run(images, stop=at)[0]
+        state = merge(rearrange(x, "b (n c) d -> b n (c d)", c=cell))
+        places = rearrange(jnp.asarray(images.places), "b (n c) i -> b n (c i)", c=cell)
+        places = jnp.take_along_axis(places, state.position[..., None], axis=1)
+        places = rearrange(places, "b m (c i) -> b (m c) i", c=cell)
+        bias = jnp.repeat(jnp.log(jnp.maximum(state.size, 1e-9)), cell, axis=1)
+        fewer = images._replace(places=places, lengths=jnp.full(x.shape[:1], places.shape[1]))
+        x = rearrange(state.tokens, "b m (c d) -> b (m c) d", c=cell)
+        x = self._run(fewer, x=x, bias=bias, start=at)[0]
+        return state._replace(tokens=self.merger(x).astype(jnp.float32))
+
     def hidden(self, images: PackedPatches) -> Float[jax.Array, "b l d"]:
         """The output of the last block, float32."""
         return self._run(images)[0]
@@ -197,7 +225,10 @@ class QwenVisionTower(nnx.Module):
         patches = jnp.where(real[..., None], patches, 0).astype(config.dtype)
         return (patches @ self.patch_kernel[...].astype(config.dtype)).astype(jnp.float32)
 
-    def _run(self, images: PackedPatches, *, every: bool = False) -> tuple[Tokens, jax.Array | None]:
+    def _run(
+        self, images: PackedPatches, *, x=None, bias=None, start=0, stop=None, every=False
+    ) -> tuple[Tokens, jax.Array | None]:
+        """The output of the last of some blocks, or of every one; `x` enters the first where it is not the start."""
         config = self.config
         angles = _angles(jnp.asarray(images.places), config.block.head_width, config.rope_base)
         lengths = jnp.asarray(images.lengths)
@@ -209,14 +240,16 @@ class QwenVisionTower(nnx.Module):
             segments = frames
             if windows is not None:
                 segments = jnp.where(whole, 0 if frames is None else frames, windows)
-            x, _ = block(x, angles=angles, lengths=lengths, segment_ids=segments)
+            x, _ = block(x, angles=angles, lengths=lengths, segment_ids=segments, bias=bias)
             return x, x if every else None
 
         return apply_stack(
             self.layers,
             step,
-            self.embed(images),
-            whole,
+            self.embed(images) if x is None else x,
+            whole[start:stop],
+            start=start,
+            stop=stop,
             outputs=True,
             unroll=config.unroll_layers,
             remat=config.remat,
