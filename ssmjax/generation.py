@@ -18,6 +18,8 @@ from ssmjax.shapes import Array, Float, Int, Mask, PRNGKey
 
 __all__ = ["Generative", "generate", "sample", "stream"]
 
+_LAID_OUT_ANEW = 16  # steps that pay for it
+
 
 class Generative(Protocol):
     """What a model needs for `generate`.
@@ -31,6 +33,8 @@ class Generative(Protocol):
         step: `step(tokens, cache)`, for one token a row, (b): the logits after it, (b v), and the cache.
         check_inputs: `check_inputs(tokens, *, mask=None, **inputs)`, where a model has it, raises `ValueError` if the
             inputs do not fit the tokens. It sees arrays with values, before anything is compiled.
+        unstacked: `unstacked()` and `decoder(rows, transposed=...)`, where a model has them, give the form in which its
+            steps are fastest; see `LanguageModel`.
     """
 
     def init_cache(self, batch: int, length: int) -> Any:
@@ -103,6 +107,7 @@ def generate(
     new, logits = _loop(
         call.definition,
         call.state,
+        call.rows,
         call.tokens,
         call.mask,
         call.key,
@@ -160,11 +165,10 @@ def stream(
     )
     call.check(model, inputs)
     settings = dict(top_k=top_k, eos=call.eos, pad=pad_id)
-    carry = _start(call.definition, call.state, call.tokens, call.mask, inputs, call.numbers, room=max_new_tokens)
+    held = call.definition, call.state, call.rows
+    carry = _start(*held, call.tokens, call.mask, inputs, call.numbers, room=max_new_tokens)
     for i in range(max_new_tokens):
-        token, carry, ended = _next(
-            call.definition, call.state, carry, call.key, i, call.numbers, last=i + 1 == max_new_tokens, **settings
-        )
+        token, carry, ended = _next(*held, carry, call.key, i, call.numbers, last=i + 1 == max_new_tokens, **settings)
         yield np.asarray(token)
         if bool(ended):
             return
@@ -250,6 +254,7 @@ class _Call:
                 raise errors.bad_argument(where, "attention_mask", "a row without a token", "at least one token a row")
         self.tokens, self.mask, self.key = tokens, mask, key
         self.definition, self.state = nnx.split(model)
+        self.rows = model.unstacked() if hasattr(model, "unstacked") else None
 
     def check(self, model: nnx.Module, inputs: Mapping[str, Any]) -> None:
         """Lets the model look at its further inputs, where it has a method for that."""
@@ -309,15 +314,32 @@ def _take(logits, seen, done, key, i, numbers, top_k, eos, pad):
     return token, seen, done
 
 
+class _AsItIs:
+    """A model whose steps run in its own form."""
+
+    def __init__(self, model):
+        self.step = model.step
+
+    def adopt(self, cache):
+        return cache
+
+
+def _decoder(model, rows, *, transposed=False):
+    """What runs the steps: the model, or its decoder where it has a faster one."""
+    decoder = model.decoder(rows, transposed=transposed) if hasattr(model, "decoder") else None
+    return _AsItIs(model) if decoder is None else decoder
+
+
 @functools.partial(jax.jit, static_argnames=("definition", "count", "top_k", "eos", "pad", "keep"))
-def _loop(definition, state, tokens, mask, key, inputs: Mapping, numbers, *, count, top_k, eos, pad, keep):
+def _loop(definition, state, rows, tokens, mask, key, inputs: Mapping, numbers, *, count, top_k, eos, pad, keep):
     """All new tokens, and their logits if they are to be kept."""
     logits, cache, seen = _prefill(definition, state, tokens, mask, inputs, numbers, count)
     b, v = logits.shape
     out = jnp.full((b, count), pad, jnp.int32)
     kept = jnp.zeros((b, count, v), jnp.float32) if keep else None
-    model = nnx.merge(definition, state)
-    step, cache = model.unrolled(cache) if hasattr(model, "unrolled") else (model.step, cache)
+    several = b > 1 and count >= _LAID_OUT_ANEW
+    decoder = _decoder(nnx.merge(definition, state), rows, transposed=several)
+    cache = decoder.adopt(cache)
 
     def running(carry):
         i, *_, done, _, _ = carry
@@ -329,7 +351,7 @@ def _loop(definition, state, tokens, mask, key, inputs: Mapping, numbers, *, cou
         out = jax.lax.dynamic_update_slice(out, token[:, None], (0, i))
         if keep:
             kept = jax.lax.dynamic_update_slice(kept, logits[:, None].astype(jnp.float32), (0, i, 0))
-        logits, cache = step(token, cache)
+        logits, cache = decoder.step(token, cache)
         return i + 1, logits, cache, seen, done, out, kept
 
     first = (jnp.zeros((), jnp.int32), logits, cache, seen, jnp.zeros((b,), bool), out, kept)
@@ -338,15 +360,16 @@ def _loop(definition, state, tokens, mask, key, inputs: Mapping, numbers, *, cou
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "room"))
-def _start(definition, state, tokens, mask, inputs: Mapping, numbers, *, room):
+def _start(definition, state, rows, tokens, mask, inputs: Mapping, numbers, *, room):
     logits, cache, seen = _prefill(definition, state, tokens, mask, inputs, numbers, room)
+    cache = _decoder(nnx.merge(definition, state), rows).adopt(cache)
     return logits, cache, seen, jnp.zeros((tokens.shape[0],), bool)
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "last", "top_k", "eos", "pad"))
-def _next(definition, state, carry, key, i, numbers, *, last, top_k, eos, pad):
+def _next(definition, state, rows, carry, key, i, numbers, *, last, top_k, eos, pad):
     logits, cache, seen, done = carry
     token, seen, done = _take(logits, seen, done, key, i, numbers, top_k, eos, pad)
     if not last:
-        logits, cache = nnx.merge(definition, state).step(token, cache)
+        logits, cache = _decoder(nnx.merge(definition, state), rows).step(token, cache)
     return token, (logits, cache, seen, done), done.all()

@@ -20,6 +20,7 @@ from ssmjax.layers.selective.mamba import Mamba
 from ssmjax.layers.selective.mamba2 import Mamba2
 from ssmjax.layers.selective.mamba3 import Mamba3
 from ssmjax.layers.selective.parts import projection
+from ssmjax.models import language_steps as steps
 from ssmjax.models.config import ComputeDtype, check_fields, frozen_options, require
 from ssmjax.models.registry import Family, register_family
 from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
@@ -247,7 +248,7 @@ class LanguageModel(nnx.Module):
         embedded = self.embed(tokens)
         hidden, residual, sums = self._run(embedded, every=True, mask=mask, segment_ids=segment_ids)
         last = add_norm(self.norm_f, hidden, residual)[0]
-        states = [sums[kind][i] for kind, i in _places(self.config.pattern)]
+        states = [sums[kind][i] for kind, i in steps.places(self.config.pattern)]
         return jnp.stack([embedded.astype(jnp.float32), *states[:-1], last.astype(jnp.float32)])
 
     def embed(self, tokens: Int[Array, "*b"]) -> Float[jax.Array, "*b d"]:
@@ -320,30 +321,21 @@ class LanguageModel(nnx.Module):
             *carry, state = block.step(*carry, state)
             return tuple(carry), state
 
-        (hidden, residual), cache = self._apply(block, (hidden, self._no_residual(hidden)), cache)
+        (hidden, residual), cache = self._apply(block, (hidden, self.no_residual(hidden)), cache)
         return self.logits(add_norm(self.norm_f, hidden, residual)[0]), cache
 
-    def unrolled(self, cache: dict[str, Any]) -> tuple[Any, Any]:
-        """What a loop over tokens runs: a form of `step`, and the cache in its form.
+    def unstacked(self) -> dict[str, list[Any]] | None:
+        """The arrays of each block on its own, by kind, where they cost nothing: on a CPU; else None."""
+        return steps.unstacked({kind: getattr(self, kind) for kind in dict.fromkeys(self.config.pattern)})
 
-        With `unroll_layers` each block has its arrays to itself. They are then cut out of the stacks once, before the
-        loop, and not at every token, which for one row takes as long as the step's products.
+    def decoder(self, rows: dict[str, list[Any]] | None, *, transposed: bool = False) -> steps.Decoder | None:
+        """What runs the steps of generation in place of `step`, or None where `step` is best.
+
+        Args:
+            rows: From `unstacked`. With `unroll_layers` they may be None: they are then cut out of the stacks.
+            transposed: Whether the matrices are laid out anew first, for steps of several rows; see `Decoder`.
         """
-        if not self.config.unroll_layers:
-            return self.step, cache
-        parts = {kind: nnx.split(getattr(self, kind)) for kind in dict.fromkeys(self.config.pattern)}
-        places = list(_places(self.config.pattern))
-        blocks = [nnx.merge(parts[kind][0], jax.tree.map(lambda x, i=i: x[i], parts[kind][1])) for kind, i in places]
-
-        def step(tokens, states):
-            hidden, after = self.embed(tokens), []
-            residual = self._no_residual(hidden)
-            for block, state in zip(blocks, states, strict=True):
-                hidden, residual, state = block.step(hidden, residual, state)
-                after.append(state)
-            return self.logits(add_norm(self.norm_f, hidden, residual)[0]), after
-
-        return step, [jax.tree.map(lambda x, i=i: x[i], cache[kind]) for kind, i in places]
+        return steps.Decoder(self, rows, transposed) if rows is not None or self.config.unroll_layers else None
 
     def _run(self, hidden, *, cache=None, every=False, **options):
         """The last block's output, the residual before it, and the cache, or with `every` all residual streams."""
@@ -353,7 +345,7 @@ class LanguageModel(nnx.Module):
             *carry, state = block(*carry, **options, **kept)
             return tuple(carry), sum(x.astype(jnp.float32) for x in carry) if every else state
 
-        carry, results = self._apply(block, (hidden, self._no_residual(hidden)), cache)
+        carry, results = self._apply(block, (hidden, self.no_residual(hidden)), cache)
         return *carry, results
 
     def _apply(self, block, carry, values):
@@ -362,20 +354,13 @@ class LanguageModel(nnx.Module):
         options = dict(unroll=config.unroll_layers, remat=config.remat)
         return apply_stack(stacks, block, carry, values, pattern=config.pattern, outputs=True, **options)
 
-    def _no_residual(self, hidden):
+    def no_residual(self, hidden: Array) -> jax.Array:
+        """The residual stream before the first block: zeros like its input."""
         return jnp.zeros_like(hidden, dtype=jnp.float32 if self.config.float32_residual else hidden.dtype)
 
     def _check(self, tokens):
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise errors.bad_shape("LanguageModel", "tokens", tokens, "an integer array of rank 2, (b l)")
-
-
-def _places(pattern):
-    """The kind of each block, and which one of its kind it is."""
-    seen: dict[str, int] = {}
-    for kind in pattern:
-        yield kind, seen.get(kind, 0)
-        seen[kind] = seen.get(kind, 0) + 1
 
 
 register_family(

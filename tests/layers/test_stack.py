@@ -233,3 +233,16 @@ def test_blocks_of_their_own_are_the_stack(remat):
     chex.assert_trees_all_close((x, jnp.stack(own)), wanted, atol=1e-6)
     with pytest.raises(ValueError, match="leading axis of 4"):
         apply_stack(unstack(stack), step, x, shifts[:2], outputs=True)
+
+
+def test_a_scan_copies_no_stack():
+    """The compiled program reads parameters where they lie; a copy of all of them took longer than a short prompt."""
+    definition, state = nnx.split(make())
+    whole = "f32[" + ",".join(map(str, (DEPTH, *state["kernel"][...].shape[1:]))) + "]"
+
+    @jax.jit
+    def run(state, x):
+        return apply_stack(nnx.merge(definition, state), lambda x, block, _: jnp.tanh(block(x)), x)
+
+    program = run.lower(state, jnp.ones((2, 3))).compile().as_text()
+    assert not [line for line in program.splitlines() if f"= {whole}" in line and "copy" in line.split("=")[0]]

@@ -123,6 +123,34 @@ def test_unrolled_layers_generate_the_same(name):
     chex.assert_trees_all_close(found[1], wanted[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    "name", [name if name in ("mamba", "hybrid") else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
+def test_long_generation_is_the_whole_sequence(name, rows):
+    """Of one row and, with matrices that are laid out anew, of several."""
+    model, x, count = make(name), tokens(rows, 3), 16
+    new, logits = ssmjax.generate(model, x, max_new_tokens=count, return_logits=True)
+    whole = quick.apply(model, jnp.concatenate([x, new], axis=1)[:, :-1])
+    chex.assert_trees_all_close(logits, whole[:, 2:], atol=2e-5, rtol=1e-5)
+    np.testing.assert_array_equal(logits.argmax(-1), new)
+
+
+def test_blocks_are_taken_apart_only_where_it_is_free():
+    """Views of a stack in a CPU's memory; nothing inside a compiled program, where the model may be an argument."""
+    model = make("mamba")
+    rows = model.unstacked()["layers"]
+    stack = jax.tree.leaves(nnx.state(model.layers))
+    size = stack[0].unsafe_buffer_pointer(), stack[0].nbytes // len(rows)
+    aligned = [i for i in range(len(rows)) if i * size[1] % 64 == 0]
+    found = [jax.tree.leaves(rows[i])[0].unsafe_buffer_pointer() for i in aligned]
+    assert found == [size[0] + i * size[1] for i in aligned]
+    definition, state = nnx.split(model)
+    inside = []
+    jax.jit(lambda state: inside.append(nnx.merge(definition, state).unstacked())).lower(state)
+    assert inside == [None] and model.decoder(None) is None
+
+
 @pytest.mark.parametrize("name", ["mamba", "mamba2", "mamba3", "hybrid"])
 def test_packed_sequences(name):
     model, x, ids = make(name), tokens(1, 9), np.array([[3, 3, 3, 3, 5, 5, 5, 5, 5]])

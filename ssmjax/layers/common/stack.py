@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ssmjax import errors
 from ssmjax.ops.selective_scan.call import STATES
 
-__all__ = ["apply_stack", "in_pattern_order", "make_stack", "unstack"]
+__all__ = ["apply_stack", "in_pattern_order", "make_stack", "stack_rows", "unstack"]
 
 _SCANNED = jax.checkpoint_policies.save_only_these_names(STATES)
 
@@ -40,7 +41,7 @@ def unstack(stack: nnx.Module) -> list[nnx.Module]:
     """The blocks of a stack one by one, each with parameters of its own. `apply_stack` runs such a list, too.
 
     A program that reads every parameter once for little work, such as a decoding step, would copy each block's
-    parameters out of a stack before it reads them.
+    parameters out of a stack before it reads them. On a CPU the blocks share the stack's memory.
 
     Args:
         stack: From `make_stack`.
@@ -49,9 +50,33 @@ def unstack(stack: nnx.Module) -> list[nnx.Module]:
     >>> [block.kernel.shape for block in unstack(make_stack(lambda rngs: nnx.Linear(2, 3, rngs=rngs), 2, nnx.Rngs(0)))]
     [(2, 3), (2, 3)]
     """
-    definition, state = nnx.split(stack)
-    depth = len(jax.tree.leaves(state)[0])
-    return [nnx.merge(definition, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(depth)]
+    definition, rows = nnx.split(stack)[0], stack_rows(nnx.split(stack)[1])
+    return [nnx.merge(definition, row) for row in rows]
+
+
+def stack_rows(tree: Any) -> list[Any]:
+    """The rows of arrays with one leading axis, as one tree for each; on a CPU they are views, which cost nothing.
+
+    >>> [row["x"].tolist() for row in stack_rows({"x": jnp.array([[1, 2], [3, 4]])})]
+    [[1, 2], [3, 4]]
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    return [structure.unflatten(row) for row in zip(*map(_rows_of, leaves), strict=True)]
+
+
+def in_memory_of_cpu(x: Any) -> bool:
+    """Whether an array has values, and they lie in this machine's own memory as numpy could read them."""
+    concrete = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    if not concrete or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return False
+    return [device.platform for device in x.devices()] == ["cpu"]
+
+
+def _rows_of(x: Any) -> list[jax.Array]:
+    if not in_memory_of_cpu(x):
+        return [x[i] for i in range(len(x))]
+    (device,) = x.devices()
+    return [jax.device_put(row, device) for row in np.asarray(x)]  # neither copies where a row is aligned as jax wants
 
 
 def apply_stack(
@@ -220,9 +245,10 @@ class _Runner:
         if self.remat:  # inside a scan nothing can be merged back, so no barrier is needed
             run = jax.checkpoint(run, prevent_cse=self.unroll, policy=_SCANNED)
         slices = {}
-        for kind, piece in pieces.items():
-            shape = repeats, unit.count(kind)
-            slices[kind] = jax.tree.map(lambda x, shape=shape: x.reshape(*shape, *x.shape[1:]), piece)
+        for kind, piece in pieces.items():  # reshaped only if it must be: XLA copies whole stacks for it on a CPU
+            count = unit.count(kind)
+            cut = [x if count == 1 else x.reshape(repeats, count, *x.shape[1:]) for x in jax.tree.leaves(piece)]
+            slices[kind] = jax.tree.unflatten(jax.tree.structure(piece), cut)
         if not self.unroll or repeats == 0:
             carry, results = jax.lax.scan(run, carry, slices, length=repeats)
         else:
@@ -231,7 +257,11 @@ class _Runner:
                 carry, result = run(carry, jax.tree.map(lambda x, i=i: x[i], slices))
                 each.append(result)
             results = jax.tree.map(lambda *x: jnp.stack(x), *each)
-        changed, outputs = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), results)
+        changed, outputs = results
+        for kind in dict.fromkeys(unit):
+            if unit.count(kind) > 1:
+                changed[kind] = _flat(changed[kind])
+                outputs[kind] = outputs[kind] if self.group > 1 else _flat(outputs[kind])
         return carry, changed, outputs
 
     def _unit(self, carry: Any, unit: Sequence[str], slices: Mapping[str, Any]) -> tuple[Any, Any, Any]:
@@ -239,7 +269,9 @@ class _Runner:
         seen = dict.fromkeys(slices, 0)
         blocks, values, before = [], [], []
         for kind in unit:
-            own = jax.tree.map(lambda x, i=seen[kind]: x[i], slices[kind])
+            own = slices[kind]
+            if unit.count(kind) > 1:
+                own = jax.tree.map(lambda x, i=seen[kind]: x[i], own)
             seen[kind] += 1
             parameters, rest, value = own
             before.append(jax.tree.leaves(rest))  # here, as a merged block may share them
@@ -256,11 +288,7 @@ class _Runner:
             rest = nnx.split(block, nnx.Param, ...)[2]
             self.written |= any(new is not x for new, x in zip(jax.tree.leaves(rest), old, strict=True))
             changed[kind].append(rest)
-        stacked = [
-            {kind: jax.tree.map(lambda *x: jnp.stack(x), *trees) for kind, trees in each.items()}
-            for each in (changed, results)
-        ]
-        return carry, *stacked
+        return carry, *({kind: _together(trees) for kind, trees in each.items()} for each in (changed, results))
 
     def _call(self, carry: Any, block: Any, values: Any, results: list[Any]) -> Any:
         returned = self.step(carry, block, values)
@@ -287,6 +315,15 @@ def _segments(chosen: Sequence[str], group: int | None) -> list[tuple[Sequence[s
 
 def _rows(tree: Any, first: int, count: int) -> Any:
     return jax.tree.map(lambda x: x if len(x) == count else x[first : first + count], tree)
+
+
+def _together(trees: list[Any]) -> Any:
+    """What the blocks of a kind in one unit have, on a leading axis where they are several."""
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def _flat(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
 
 
 def _joined(trees: list[Any]) -> Any:
