@@ -140,3 +140,20 @@ def test_messages():
             call()
     with pytest.raises(ValueError, match="CausalAttention: heads must be a divisor of d_model = 8, got 3"):
         CausalAttention(D, heads=3, rngs=nnx.Rngs(0))
+
+
+def test_parity_by_hand():
+    """A Mamba-3 that turns by pi at each one, and by nothing at each zero, tells the parity exactly at length 256."""
+    layer = Mamba3(3, d_state=2, head_dim=3, expand=1, rope_fraction=1.0, rngs=nnx.Rngs(0))
+    kernel = np.zeros((3, sum(layer.widths)), np.float32)  # the rows: the token that begins, zero, one
+    z, x, B, C, dt, a, blend, angle = np.split(kernel, np.cumsum(layer.widths)[:-1], axis=1)
+    z[:], x[0] = 10, 1  # all gates are open; the first token alone is written
+    dt[:, 0] = np.log(np.e - 1), -50, np.log(np.e - 1)  # steps of 1, 0 and 1
+    a[:], blend[:], angle[2] = -(10**6), 30, 30  # no decay but the least, no trapezoid, turns of pi times the step
+    layer.in_proj.kernel[...] = jnp.asarray(kernel)
+    layer.dt_bias[...] = jnp.zeros_like(layer.dt_bias[...])
+    layer.out_proj.kernel[...] = jnp.eye(3)
+    bits = np.random.default_rng(0).integers(0, 2, (4, 256))
+    y = quick.apply(layer, jax.nn.one_hot(np.pad(bits + 1, ((0, 0), (1, 0))), 3))[:, 1:, 0]
+    np.testing.assert_array_equal(y < 0, bits.cumsum(1) % 2 == 1)
+    assert np.abs(y).min() > 0.9 * np.abs(y).max()  # as sure at the end as at the start

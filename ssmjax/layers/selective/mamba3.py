@@ -111,10 +111,10 @@ class Mamba3(nnx.Module):
     ):
         errors.require_flags("Mamba3", norm=norm)
         inner = expand * d_model
-        _check(inner, d_state, head_dim, groups, rank, rope_fraction, rotation)
+        self.rotation = ("pairs" if rank is None else "halves") if rotation is None else rotation
+        _check(inner, d_state, head_dim, groups, rank, rope_fraction, self.rotation)
         self.heads, self.head_dim, self.state_size, self.groups = inner // head_dim, head_dim, d_state, groups
         self.rank, self.turned = rank or 1, int(d_state * rope_fraction) // 2
-        self.rotation = rotation or ("pairs" if rank is None else "halves")
         self.A_floor, self.chunk, self.dtype = A_floor, chunk or max(1, 64 // self.rank), dtype
         h, r, n = self.heads, self.rank, d_state
         self.widths = (inner, inner, r * groups * n, r * groups * n, h, h, h, self.turned)
