@@ -4,8 +4,9 @@ A model takes part if it has the three methods of `Generative`; transformers, st
 models have them alike.
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -86,7 +87,8 @@ def generate(
             gives (greedily; draws depend on the batch).
         key: A random key; needed with a temperature.
         return_logits: Also returns the logits that each token was chosen from, before any filter.
-        **inputs: What else the model's `prefill` takes, such as `images`.
+        **inputs: What else the model's `prefill` takes, such as `images`; a function among them is compiled with the
+            rest, so pass the same one again.
 
     Returns:
         (b max_new_tokens) int32, the new tokens; with `return_logits` also (b max_new_tokens v) float32.
@@ -102,7 +104,7 @@ def generate(
     call = _Call(
         model, tokens, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, eos_id, attention_mask, key
     )
-    call.check(model, inputs)
+    inputs = call.check(model, inputs)
     errors.require_flags("generate", return_logits=return_logits)
     new, logits = _loop(
         call.definition,
@@ -163,7 +165,7 @@ def stream(
     call = _Call(
         model, tokens, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, eos_id, attention_mask, key
     )
-    call.check(model, inputs)
+    inputs = call.check(model, inputs)
     settings = dict(top_k=top_k, eos=call.eos, pad=pad_id)
     held = call.definition, call.state, call.rows
     carry = _start(*held, call.tokens, call.mask, inputs, call.numbers, room=max_new_tokens)
@@ -256,10 +258,22 @@ class _Call:
         self.definition, self.state = nnx.split(model)
         self.rows = model.unstacked() if hasattr(model, "unstacked") else None
 
-    def check(self, model: nnx.Module, inputs: Mapping[str, Any]) -> None:
-        """Lets the model look at its further inputs, where it has a method for that."""
+    def check(self, model: nnx.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Lets the model look at its further inputs, where it has a method for that; returns what the loop takes."""
         if hasattr(model, "check_inputs"):
             model.check_inputs(self.tokens, mask=self.mask, **inputs)
+        return {name: _Function(x) if callable(x) else x for name, x in inputs.items()}
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """A function among the inputs, such as one that merges visual tokens: a part of the program and no array."""
+
+    call: Callable
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.call(*args, **options)
 
 
 def _numbers(where: str, temperature, top_p, min_p, penalty) -> dict[str, float]:

@@ -75,7 +75,7 @@ class Conversation:
         model: The model.
         tokenizer: Its tokenizer.
         chat: A name of `vlmjax.processing.CHATS`, or a `Chat`; None takes that of the model.
-        room: The tokens that the whole conversation may take, padding included.
+        room: The tokens that the whole conversation may take, padding included; None means 2048, or what the model has.
         temperature: 0 is greedy.
         key: A random key, if there is a temperature.
         max_pixels: The largest area of an image for Qwen2-VL.
@@ -101,7 +101,7 @@ class Conversation:
         tokenizer: Tokenizer,
         chat: str | Chat | None = None,
         *,
-        room: int = 2048,
+        room: int | None = None,
         temperature: float = 0.0,
         key: PRNGKey | None = None,
         max_pixels: int = 28 * 28 * 1280,
@@ -118,6 +118,11 @@ class Conversation:
         temperature = errors.as_nonnegative("Conversation", "temperature", temperature)
         if temperature and key is None:
             raise errors.bad_argument("Conversation", "key", None, "a random key where there is a temperature")
+        most = model.config.text.max_length
+        room = min(2048, most) if room is None else errors.as_int("Conversation", "room", room, least=1)
+        if room > most:
+            wanted = f"at most the model's max_length = {most}"
+            raise errors.bad_argument("Conversation", "room", room, wanted)
         self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.room, self.temperature, self.key = room, temperature, key
         self._options = {"max_pixels": max_pixels, "fit": fit}
@@ -143,6 +148,9 @@ class Conversation:
         Raises:
             ValueError: An image cannot be read, or there is no room left.
         """
+        max_new_tokens = errors.as_int("Conversation.ask", "max_new_tokens", max_new_tokens, least=1)
+        if isinstance(images, str | bytes | Path):
+            raise errors.bad_argument("Conversation.ask", "images", str(images)[:80], "a list, of one image too")
         inputs, counts = self._inputs(images)
         started = self._cache is not None
         turn = self.chat.turn(question, images=len(images))

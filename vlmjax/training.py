@@ -77,7 +77,12 @@ def train_merger(
     budgets = [errors.as_int("train_merger", "budgets", m, least=1) for m in budgets]
     if not budgets:
         raise errors.bad_argument("train_merger", "budgets", budgets, "one budget or more")
-    answers = llava_answers if answers is None else answers
+    steps = errors.as_int("train_merger", "steps", steps, least=1)
+    checked = answers is None
+    if answers is None:
+        answers, n = llava_answers, model.config.vision.length - model.config.dropped
+        if max(budgets) > n:
+            raise errors.bad_argument("train_merger", "budgets", budgets, f"from 1 to the {n} tokens of an image")
     if merger is None:
         side = model.config.vision.side
         merger = Merger(model.config.vision.d_model * len(model.config.layers), grid=(side, side), rngs=nnx.Rngs(seed))
@@ -89,6 +94,8 @@ def train_merger(
     every = max(1, steps // 100)
     choices = jax.random.choice(jax.random.key(seed), jnp.asarray(budgets, jnp.float32), (steps,))
     for number, batch in zip(range(steps), batches, strict=False):
+        if checked and number == 0:
+            _check_batch(model, batch)
         params, state, loss, divergence = run(params, state, frozen[1], dict(batch), choices[number], number)
         if number % every == 0 or number == steps - 1:
             kept["loss"].append(float(loss))
@@ -119,8 +126,20 @@ def llava_answers(model: nnx.Module, batch: Batch, merge: Callable | None) -> tu
     return logits[:, :-1], batch["labels"][:, 1:]
 
 
+def _check_batch(model: nnx.Module, batch: Batch) -> None:
+    """Of what `llava_answers` reads: is it all there, and do the images fit the text?"""
+    missing = [name for name in ("images", "tokens", "labels") if name not in batch]
+    if missing:
+        wanted = "batches of images, tokens and labels"
+        raise errors.bad_argument("train_merger", "data", f"a batch without {', '.join(missing)}", wanted)
+    if jnp.shape(batch["labels"]) != jnp.shape(batch["tokens"]):
+        raise errors.bad_shape("train_merger", "labels", batch["labels"], f"of tokens, {jnp.shape(batch['tokens'])}")
+    model.check_inputs(batch["tokens"], images=batch["images"])
+
+
 def _schedule(learning_rate: float, steps: int):
-    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps, learning_rate / 50)
+    warm = max(1, steps // 20)
+    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warm, max(steps, warm + 1), learning_rate / 50)
 
 
 def _step_of(definition, rest, frozen_definition, optimizer, answers, steps, task_weight):

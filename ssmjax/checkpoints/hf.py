@@ -127,6 +127,8 @@ def _recognized(description: Mapping[str, Any], path: Path) -> tuple[Family, HFL
     what = f"{path}: a model of the type {kind!r} (architectures {classes!r})"
     if not found:
         known = sorted({name for family in registry.families() for each in _layouts(family) for name in each.types})
+        if kind in known:
+            raise ValueError(f"{what}, which do not belong together: correct the file, or take another folder's.")
         raise ValueError(
             f"{what}, which no registered family reads.{errors.did_you_mean(str(kind), known)} Known types: "
             f"{', '.join(known) or 'none'}. A family of another package is known once that package is imported "

@@ -39,7 +39,7 @@ def check_images(where: str, images: Array, size: tuple[int, int], channels: int
         remedy = (
             "One image? Add the batch axis: images[None]." if images.ndim == 3 else "Images are a batch, channels last."
         )
-    elif images.shape[1:] == (channels, *size) and images.shape[1:] != (*size, channels):
+    elif images.shape[1] == channels and images.shape[3] != channels:
         remedy = "Channels first? Transpose with einops 'b d y x -> b y x d'."
     elif images.shape[3] != channels:
         remedy = f"Create the model with in_channels={images.shape[3]} for images like these."

@@ -119,6 +119,9 @@ class Merger(nnx.Module):
 
     def heads(self, x: Float[Array, "b n d"]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What is compared (b n d), of length one; the standardized scores (b n); the weights of the means (b n)."""
+        width = self.norm.scale.shape[-1]
+        if x.ndim != 3 or x.shape[-1] != width:
+            raise errors.bad_shape("Merger", "x", x, f"(b n {width}), of the width that the merger was made for")
         x = jax.lax.stop_gradient(x).astype(jnp.float32)
         h = self.norm(x)
         if self.grid is not None:

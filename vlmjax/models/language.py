@@ -202,7 +202,7 @@ class CausalLM(nnx.Module):
         Returns:
             (b l v), float32; those at padding mean nothing.
         """
-        self.check_tokens(tokens)
+        self.check_inputs(tokens, mask=mask)
         x, _ = self.decode(self.embed(tokens, mask), mask=mask, segment_ids=segment_ids, positions=positions)
         return self.logits(x)
 
@@ -296,6 +296,24 @@ class CausalLM(nnx.Module):
     def step(self, tokens: Int[Array, "b"], cache: LMCache) -> tuple[Float[jax.Array, "b v"], LMCache]:
         """Reads one token a row: the logits after it, and the cache."""
         return self.prefill(tokens[:, None], cache)
+
+    def check_inputs(self, tokens: Int[Array, "b l"], *, mask: Mask | None = None) -> None:
+        """Raises `ValueError` unless these are tokens that the model has, and no more of them than it takes.
+
+        Args:
+            tokens: (b l); their values are looked at outside of `jax.jit` only.
+            mask: (b l), False at what is not looked at, such as padding.
+        """
+        self.check_tokens(tokens)
+        if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+            return
+        known = np.asarray(tokens)
+        wrong = (known < 0) | (known >= self.config.vocab)
+        wrong = wrong if mask is None else wrong & np.asarray(mask, bool)
+        if wrong.any():
+            got, wanted = int(known[wrong][0]), f"whole numbers from 0 to {self.config.vocab - 1}"
+            remedy = "Is it another model's tokenizer, or another number for an image?"
+            raise errors.bad_argument(type(self).__name__, "tokens", got, wanted, remedy)
 
     def check_tokens(self, tokens: Array) -> None:
         """Raises `ValueError` unless these are whole numbers (b l), no more of them than the model's `max_length`."""

@@ -215,11 +215,22 @@ class Llava(nnx.Module):
         **how: Any,
     ) -> None:
         """Raises `ValueError` unless the text has as many image tokens as the images have visual tokens."""
-        if merge is not None or places is not None:  # how many a merge leaves is known once it has run
+        self.language.check_tokens(jnp.asarray(tokens))
+        if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
             return
+        words = np.asarray(tokens) != self.config.image_token
+        self.language.check_inputs(tokens, mask=words if mask is None else words & np.asarray(mask, bool))
+        if places is not None:
+            return
+        if images is not None:
+            self.vision.check_images(images)
         count = 0 if images is None else self._count(images, **how)
+        per_image = self.config.tokens_per_image if images is None or how or not count else count // len(images)
+        if merge is not None and images is not None:
+            shape = jax.eval_shape(lambda x: merge(self.visual_tokens(x)).tokens, jnp.asarray(images)).shape
+            count, per_image = shape[0] * shape[1], shape[1]
         if count is not None:
-            self._here(jnp.asarray(tokens), mask, count, self.config.tokens_per_image)
+            self._here(jnp.asarray(tokens), mask, count, per_image)
 
     def _count(self, images) -> int | None:
         """The visual tokens of all images, None where that is not known before they are made."""
@@ -244,7 +255,7 @@ class Llava(nnx.Module):
 
     def _decode(self, tokens, images, mask, merge, cache, *, places=None, **how):
         """What the language model makes of a text with images; `how` goes to `project`."""
-        self.language.check_tokens(tokens)
+        self.check_inputs(tokens, mask=mask, images=images, merge=merge, places=places, **how)
         if images is None or merge is None:
             visual = None if images is None else self.project(images, **how)
             return self.language.decode(self.embed(tokens, visual, mask, places=places), mask=mask, cache=cache)

@@ -229,6 +229,7 @@ class Qwen2VL(nnx.Module):
         if images is not None and visual is not None:
             remedy = "`visual` is what `encode` made of the images."
             raise errors.bad_argument("Qwen2VL", "visual", "images and visual", "one of the two", remedy)
+        self.language.check_inputs(tokens, mask=mask)
         source = images if visual is None else visual
         here = self._here(jnp.asarray(tokens), mask)
         traced = (here, None if source is None else source.extents)

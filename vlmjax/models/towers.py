@@ -214,11 +214,17 @@ class VisionTower(nnx.Module):
         first = self.embed(images)
         return jnp.concatenate([first[None], self._run(first, self.config.depth)[1]])
 
+    def check_images(self, images: Array) -> None:
+        """Raises `ValueError` unless these are images (b y x 3), floating, of the tower's size or another one."""
+        side = (self.config.img_size,) * 2
+        colored = images.ndim == 4 and images.shape[3] == 3
+        check_images("VisionTower", images, images.shape[1:3] if colored else side, 3)
+
     def embed(self, images: Array) -> Float[jax.Array, "b l d"]:
         """Hidden state 0."""
         config, p = self.config, self.config.patch_size
         images = jnp.asarray(images)
-        check_images("VisionTower", images, images.shape[1:3], 3)
+        self.check_images(images)
         images = images[:, : images.shape[1] // p * p, : images.shape[2] // p * p].astype(config.dtype)
         # One axis at a time: a reshape of two has no sharding that jax knows.
         patches = rearrange(rearrange(images, "b (y p) x i -> b y p x i", p=p), "b y p (x q) i -> b y x (p q i)", q=p)

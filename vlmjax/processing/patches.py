@@ -65,11 +65,16 @@ def smart_resize(
         max_pixels: The largest area. The published checkpoints' own files have 12,845,056, 16,384 visual tokens.
 
     Raises:
-        ValueError: One side is more than 200 times the other.
+        ValueError: One side is more than 200 times the other, or there is no area between the bounds.
 
     >>> smart_resize(480, 640)
     (476, 644)
     """
+    if min(rows, columns) < 1:
+        raise errors.bad_argument("smart_resize", "rows, columns", (rows, columns), "at least 1 each")
+    if not 0 < min_pixels <= max_pixels:
+        got = (min_pixels, max_pixels)
+        raise errors.bad_argument("smart_resize", "min_pixels, max_pixels", got, "an area above 0 and one not below it")
     if max(rows, columns) > MOST_ASPECT * min(rows, columns):
         wanted = f"an image whose longer side is at most {MOST_ASPECT} times the shorter"
         raise errors.bad_argument("smart_resize", "rows, columns", (rows, columns), wanted, "Cut it into pieces.")
