@@ -35,6 +35,7 @@ from ssmjax import ops
 from ssmjax.models import registry
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.pallas_mosaic import selective_scan_mosaic
+from ssmjax.paths import LocalPaths
 
 __all__ = ["Config", "main"]
 
@@ -56,7 +57,7 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } device_description_
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """What to compile.
 
     Attributes:

@@ -23,12 +23,13 @@ from benchmarks.ops import stamp
 from ssmjax import ops
 from ssmjax.init import hippo
 from ssmjax.layers.lti.state_space import INITIAL_LEAST
+from ssmjax.paths import LocalPaths
 
 __all__ = ["Config", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """What to compare.
 
     Attributes:

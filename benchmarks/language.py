@@ -31,6 +31,7 @@ from benchmarks import language_peers as peers
 from benchmarks.models import held_bytes, merged
 from benchmarks.ops import stamp
 from benchmarks.timing import time_in_turns
+from ssmjax.paths import LocalPaths
 from ssmjax.training.losses import chunked_cross_entropy, mean_over_labels
 from ssmjax.training.optim import adamw
 from ssmjax.training.state import commit, split_model
@@ -42,7 +43,7 @@ Task = Literal["decode", "prefill", "train", "memory"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """What to run.
 
     Attributes:

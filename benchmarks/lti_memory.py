@@ -17,6 +17,7 @@ from flax import nnx
 from benchmarks.lti_forms import dense_vandermonde
 from benchmarks.ops import stamp
 from ssmjax.layers import S4D
+from ssmjax.paths import LocalPaths
 
 __all__ = ["Config", "draw", "main"]
 
@@ -24,7 +25,7 @@ ROOT = pathlib.Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """What to compile.
 
     Attributes:

@@ -24,6 +24,7 @@ from benchmarks.ops import stamp
 from benchmarks.timing import back_to_back, runs_a_sample, time_in_turns
 from ssmjax.models import registry
 from ssmjax.models.flops import count_flops
+from ssmjax.paths import LocalPaths
 from ssmjax.training.losses import softmax_cross_entropy
 from ssmjax.training.optim import adamw
 from ssmjax.training.state import commit, split_model
@@ -35,7 +36,7 @@ Task = Literal["infer", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """What to run.
 
     Attributes:

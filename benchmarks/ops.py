@@ -23,6 +23,7 @@ from benchmarks.cases import Case
 from benchmarks.layer_cases import LAYER_CASES
 from benchmarks.timing import back_to_back, bandwidth, compile_all, in_loop, runs_a_sample, time_in_turns
 from ssmjax import errors
+from ssmjax.paths import LocalPaths
 
 __all__ = ["Config", "main", "stamp"]
 
@@ -37,7 +38,7 @@ PEER_GATE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """What to run.
 
     Attributes:

@@ -17,6 +17,7 @@ from benchmarks.timing import time_in_turns
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.mosaic.plan import case_of, choose_tiles
 from ssmjax.ops.selective_scan.pallas_mosaic import TABLE, selective_scan_mosaic
+from ssmjax.paths import LocalPaths
 
 __all__ = ["Config", "main"]
 
@@ -24,7 +25,7 @@ LAUNCHES = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """What to run.
 
     Attributes:

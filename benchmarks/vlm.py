@@ -26,6 +26,7 @@ from benchmarks.ops import stamp
 from benchmarks.timing import back_to_back, runs_a_sample, time_in_turns
 from benchmarks.vlm_models import copy_rate, function_of, matmul_rate, random_model, random_patches
 from ssmjax.models.flops import count_flops
+from ssmjax.paths import LocalPaths
 
 __all__ = ["Config", "main"]
 
@@ -33,7 +34,7 @@ Row = Literal["llava", "qwen"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """What to run.
 
     Attributes:

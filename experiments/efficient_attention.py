@@ -31,6 +31,7 @@ from experiments.shared import common, plots_projector
 from experiments.shared.fused_attention import SHAPES, difference, times, train_classifiers
 from ssmjax import errors
 from ssmjax.data import load_images
+from ssmjax.paths import LocalPaths
 from ssmjax.training.report import make_report, render_table, write_report
 
 NAME = "efficient_attention"
@@ -49,7 +50,7 @@ VARIANTS = ("separate", "fused", "separate, fan-out", "fused, fan-out", "fused, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     seeds: tuple[int, ...] = tuple(range(10))

@@ -22,10 +22,11 @@ import ssmjax
 from experiments.shared import common
 from ssmjax.errors import bad_argument
 from ssmjax.generation import stream
+from ssmjax.paths import LocalPaths
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     model: str = ""

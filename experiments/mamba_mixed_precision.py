@@ -26,6 +26,7 @@ from flax import nnx
 
 import ssmjax
 from experiments.shared import common, language
+from ssmjax.paths import LocalPaths
 from ssmjax.training.optim import adamw
 from ssmjax.training.state import commit, split_model
 from ssmjax.training.step import init_state, make_step
@@ -36,7 +37,7 @@ STUDY = {"model": "Mamba-130M", "length": 32, "batch": 2, "full_mb": 1747.43, "m
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     model: str = "mamba_130m"

@@ -34,6 +34,7 @@ import vlmjax
 from experiments.shared import common, plots_projector, scenes
 from experiments.shared.projectors import FAMILIES, Runs, costs, make, published, train, train_answers
 from ssmjax import errors
+from ssmjax.paths import LocalPaths
 from ssmjax.training.report import make_report, render_table, write_report
 from vlmjax.metrics import answer_divergence
 from vlmjax.models import Llava
@@ -51,7 +52,7 @@ IDENTITY_RATE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     teacher: Path = Path("runs/vlm_scenes_dense/unfrozen")

@@ -36,6 +36,7 @@ from experiments.shared.merge_methods import OURS, TRAINED, Features, features, 
 from experiments.shared.plots import encode_images
 from ssmjax import errors
 from ssmjax.data.synthetic import QUESTION_TYPES
+from ssmjax.paths import LocalPaths
 from ssmjax.training.report import make_report, render_table, write_report
 from vlmjax.metrics import answer_divergence
 from vlmjax.models import Llava
@@ -53,7 +54,7 @@ MERGING = ("tome", "density", "pool")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     teacher: Path = Path("runs/vlm_scenes_dense/unfrozen")

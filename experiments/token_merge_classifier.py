@@ -32,6 +32,7 @@ from experiments.shared.plots import encode_images
 from experiments.shared.small_vit import METHODS, Size, SmallViT, flops, pruned, pruned_size
 from ssmjax import errors
 from ssmjax.data import load_images
+from ssmjax.paths import LocalPaths
 from ssmjax.training.report import make_report, render_table, write_report
 
 NAME = "token_merge_classifier"
@@ -47,7 +48,7 @@ TEMPERATURE, SHARPNESS = (0.5, 0.02), (8.0, 60.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     task: str = "ten"

@@ -23,6 +23,7 @@ import vlmjax
 from experiments.shared import common, plots_vlm, scenes
 from experiments.shared.plots import encode_images
 from ssmjax.data.synthetic import QUESTION_TYPES
+from ssmjax.paths import LocalPaths
 from ssmjax.training.report import make_report, render_table, write_report
 from vlmjax.layers import Merger
 from vlmjax.metrics import answer_divergence
@@ -31,7 +32,7 @@ NAME = "token_merge_method"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     teacher: Path = Path("experiments/weights/llava_scenes")

@@ -28,6 +28,7 @@ from flax import nnx
 
 from experiments.shared import common, plots_vlm
 from ssmjax import errors, ops
+from ssmjax.paths import LocalPaths
 from ssmjax.training.report import make_report, render_table, write_report
 from vlmjax.layers import BlockSize, Merger, Projector, TransformerBlock, rope_angles
 
@@ -65,7 +66,7 @@ SHAPES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     model: str = "llava_1_5_7b"

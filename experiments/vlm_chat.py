@@ -21,6 +21,7 @@ import numpy as np
 import vlmjax
 from experiments.shared import common
 from ssmjax import errors
+from ssmjax.paths import LocalPaths
 from vlmjax.conversation import Conversation, load_tokenizer
 from vlmjax.models import for_inference
 from vlmjax.processing import Chat
@@ -29,7 +30,7 @@ NAME = "vlm_chat"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     model: Path | None = None

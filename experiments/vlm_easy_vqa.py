@@ -24,6 +24,7 @@ from flax import nnx
 import vlmjax
 from experiments.shared import common, easy_vqa, plots_vlm, scenes
 from experiments.shared.plots import encode_images
+from ssmjax.paths import LocalPaths
 from ssmjax.training.report import make_report, render_table, write_report
 from vlmjax.models import Llava
 
@@ -34,7 +35,7 @@ IMAGE = 63
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     data: Path = Path("easy-vqa.tar.gz")

@@ -33,6 +33,7 @@ from flax import nnx
 import vlmjax
 from experiments.shared import common, conversations
 from ssmjax import errors
+from ssmjax.paths import LocalPaths
 from ssmjax.training.report import make_report, render_table, write_report
 from vlmjax.layers import Merger
 from vlmjax.models import Llava
@@ -45,7 +46,7 @@ PARTS = ("projector", "language", "vision", "merger")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     data: Path = Path("data.json")

@@ -29,6 +29,7 @@ from benchmarks.vlm_models import copy_rate, matmul_rate, random_model
 from experiments.shared import common, plots_profile, vlm_parts
 from ssmjax import errors
 from ssmjax.models import registry
+from ssmjax.paths import LocalPaths
 from ssmjax.training.report import make_report, write_report
 from vlmjax.models import LlavaConfig
 
@@ -44,7 +45,7 @@ SMOKE = {"llava_nano": (32,), "qwen2_vl_nano": (56,)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     models: tuple[str, ...] = tuple(SIZES)

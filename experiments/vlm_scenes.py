@@ -34,6 +34,7 @@ import vlmjax
 from experiments.shared import common, plots_vlm, scenes
 from experiments.shared.plots import encode_images
 from ssmjax import errors
+from ssmjax.paths import LocalPaths
 from ssmjax.training.report import make_report, render_table, write_report
 from vlmjax.models import CLIPText, CLIPTextConfig, Llava, contrastive_loss
 
@@ -71,7 +72,7 @@ SIZES["full, contrastive"] = SIZES["full"] | dict(frozen_steps=1_500, steps=6_00
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """Every field is a flag."""
 
     tower: str = "dense"

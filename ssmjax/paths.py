@@ -1,5 +1,6 @@
 """Paths as users give them: `~` is their home, and `gs://bucket/model` is no folder of this machine."""
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from ssmjax.errors import bad_argument
 
-__all__ = ["address_of", "filesystem", "local_path"]
+__all__ = ["LocalPaths", "address_of", "filesystem", "local_path"]
 
 # At least two letters: `c:/models` is a drive. A `Path` has made one slash of two.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)", re.DOTALL)
@@ -50,6 +51,37 @@ def local_path(where: str, argument: str, path: str | os.PathLike) -> Path:
         raise bad_argument(where, argument, address, "a folder of this machine", remedy)
     text = os.fspath(path)
     return Path(text.removeprefix("file://")).expanduser()
+
+
+class LocalPaths:
+    """A base of dataclasses of settings: `~` expands in each path, and an address is refused before any work.
+
+    A field is a path if its annotation says so. The models in `OPENED_ANYWHERE` may be addresses: `load_pretrained`
+    opens them.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Settings(LocalPaths):
+    ...     out_dir: Path = Path(".")
+    >>> Settings(Path("~/out")).out_dir == Path.home() / "out"
+    True
+    >>> Settings("s3://bucket/out")
+    Traceback (most recent call last):
+    ValueError: settings: out_dir must be a folder of this machine, got 's3://bucket/out'. Mount the bucket...
+    """
+
+    OPENED_ANYWHERE = ("pretrained", "teacher")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # what inherits is a dataclass
+            if "Path" in str(field.type):
+                object.__setattr__(self, field.name, self._local(field.name, getattr(self, field.name)))
+
+    def _local(self, name: str, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(self._local(name, each) for each in value)
+        if value is None or (name in self.OPENED_ANYWHERE and address_of(value) is not None):
+            return value
+        return local_path("settings", name, value)
 
 
 def filesystem(where: str, address: str) -> tuple[Any, str]:

@@ -1,5 +1,6 @@
 """Paths as users give them: the home expands, and an address is written through fsspec or refused before any work."""
 
+import ast
 import dataclasses
 from pathlib import Path
 
@@ -8,19 +9,22 @@ import numpy as np
 import pytest
 
 import ssmjax
+import vlmjax
 from experiments.shared.classifier import Config
-from experiments.shared.common import with_local_paths
 from ssmjax import data
 from ssmjax.checkpoints import from_torch
 from ssmjax.checkpoints.arrays import model_arrays
 from ssmjax.checkpoints.store import CheckpointStore
 from ssmjax.checkpoints.torch_file import read_torch_file
-from ssmjax.paths import address_of, local_path
+from ssmjax.paths import LocalPaths, address_of, local_path
 from ssmjax.training.compilation import enable_compilation_cache
 from ssmjax.training.fit import FitConfig
 from ssmjax.training.profiling import ProfileWindow
 from ssmjax.training.recorder import Recorder, read_records
 from ssmjax.training.report import write_report
+from tests.repo.sources import parse, python_files
+from vlmjax.conversation import load_tokenizer
+from vlmjax.processing import read_image
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +56,15 @@ ENTRIES = {
     "from_torch": lambda path: from_torch.vim.load(path, "vim_tiny"),
     "load_images.data_dir": lambda path: data.load_images("mnist", data_dir=path),
     "load_images.download_dir": lambda path: data.load_images("mnist", download_dir=path),
+    "load_image_folders": data.load_image_folders,
+    "load_imagenet_validation": lambda path: data.load_imagenet_validation({}, size=8, data_dir=path),
+    "load_merger": vlmjax.load_merger,
     "load_spoken_digits": lambda path: data.load_spoken_digits(data_dir=path),
+    "load_tokenizer": load_tokenizer,
+    "read_image": read_image,
     "read_records": read_records,
     "read_torch_file": read_torch_file,
+    "save_merger": lambda path: vlmjax.save_merger(None, path),
     "write_report": lambda path: write_report(path, {}),
 }
 
@@ -108,18 +118,34 @@ def test_the_home_expands(model, elsewhere):
     assert list(Path().iterdir()) == []
 
 
-def test_every_path_among_the_settings_of_a_command_line():
+def test_every_path_among_settings():
     @dataclasses.dataclass(frozen=True)
-    class Settings:
+    class Settings(LocalPaths):
         text: Path | None = None
-        pretrained: Path | None = None
+        images: tuple[Path, ...] = ()
+        teacher: Path | None = None
         steps: int = 3
 
-    config = with_local_paths(Settings(Path("~/text"), Path("gs://bucket/model")))
-    assert config.text == Path("~/text").expanduser() and config.pretrained == Path("gs://bucket/model")
-    assert with_local_paths(Settings()) == Settings()
-    with pytest.raises(ValueError, match="settings: text must be a folder of this machine, got 'gs://bucket/text'"):
-        with_local_paths(Settings(Path("gs://bucket/text")))
+    settings = Settings(Path("~/text"), (Path("~/a.png"), Path("b.png")), Path("gs://bucket/model"))
+    assert settings.text == Path("~/text").expanduser() and settings.images == (
+        Path("~/a.png").expanduser(),
+        Path("b.png"),
+    )
+    assert settings.teacher == Path("gs://bucket/model") and Settings(teacher=Path("~/t")).teacher.is_absolute()
+    assert vars(Settings()) == {"text": None, "images": (), "teacher": None, "steps": 3}
+    for refused in ({"text": Path("gs://bucket/x")}, {"text": "gs://bucket/x"}, {"images": (Path("gs://bucket/x"),)}):
+        with pytest.raises(
+            ValueError, match=f"settings: {next(iter(refused))} must be a folder of this machine, got 'gs://"
+        ):
+            Settings(**refused)
+
+
+def test_all_settings_have_local_paths():
+    """Each `Config` of experiments and benchmarks, where a path enters, inherits it."""
+    for path in python_files("experiments", "benchmarks"):
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ClassDef) and node.name == "Config" and "Path" in ast.unparse(node):
+                assert node.bases, f"{path}: Config(LocalPaths)"
 
 
 def test_what_is_an_address():

@@ -12,6 +12,7 @@ from flax import nnx
 
 from ssmjax import errors
 from ssmjax.generation import sample
+from ssmjax.paths import local_path
 from ssmjax.shapes import PRNGKey
 from vlmjax.models import LlavaConfig, Qwen2VLConfig, SiglipVisionConfig
 from vlmjax.processing import (
@@ -58,7 +59,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Traceback (most recent call last):
     ValueError: load_tokenizer: folder must be one with a tokenizer.json, got 'no/folder'.
     """
-    path = Path(folder) / "tokenizer.json"
+    path = local_path("load_tokenizer", "folder", folder) / "tokenizer.json"
     if not path.is_file():
         raise errors.bad_argument("load_tokenizer", "folder", str(folder), "one with a tokenizer.json")
     from tokenizers import Tokenizer as FromFile

@@ -15,7 +15,7 @@ import ssmjax
 from experiments.shared import common
 from ssmjax.data import ArrayBatches
 from ssmjax.errors import bad_argument
-from ssmjax.paths import local_path
+from ssmjax.paths import LocalPaths
 from ssmjax.training.evaluate import MetricFn, classification_sums, evaluate
 from ssmjax.training.fit import FitConfig, fit
 from ssmjax.training.guards import TrainingDiverged
@@ -26,7 +26,7 @@ __all__ = ["Config", "Job", "announce", "check", "conclude", "result_name", "tra
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """The settings of every experiment, each a flag; one that is None takes the recipe's value for the data set."""
 
     data_dir: Path | None = None
@@ -59,11 +59,6 @@ class Config:
     """Writes a jax.profiler trace of ten steps into the run's folder."""
     tensorboard: bool = False
     progress: bool = True
-
-    def __post_init__(self) -> None:
-        for field in common.PATHS:
-            if (value := getattr(self, field, None)) is not None:
-                object.__setattr__(self, field, local_path("settings", field, value))
 
 
 _POSITIVE = ("epochs", "steps", "batch_size", "seeds", "minutes", "learning_rate")

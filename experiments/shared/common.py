@@ -16,7 +16,6 @@ import numpy as np
 
 from ssmjax.checkpoints.store import CheckpointError
 from ssmjax.data import DataUnavailable
-from ssmjax.paths import local_path
 from ssmjax.training.guards import TrainingDiverged
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "require_writable",
     "result_paths",
     "run_cli",
-    "with_local_paths",
 ]
 
 RESULTS = Path("experiments/results")
@@ -54,7 +52,7 @@ def run_cli(main: Callable[[Any], Any], config: type) -> None:
     parsed = tyro.cli(config, description=sys.modules[main.__module__].__doc__)
     codes = {DataUnavailable: 2, ValueError: 2, NotImplementedError: 2, TrainingDiverged: 3, CheckpointError: 4}
     try:
-        main(with_local_paths(parsed))
+        main(parsed)
     except KeyboardInterrupt:
         print("\nInterrupted; the same command starts again from the last checkpoint.", file=sys.stderr)
         sys.exit(130)
@@ -63,21 +61,6 @@ def run_cli(main: Callable[[Any], Any], config: type) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
-
-
-def with_local_paths(config: Any) -> Any:
-    """The settings with `~` expanded in every path; an address is refused, before any work is done.
-
-    A `pretrained` model is left as it is: `load_pretrained` opens addresses, too.
-    """
-    paths = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    local = {
-        name: local_path("settings", name, path)
-        for name, path in paths.items()
-        if isinstance(path, Path) and name != "pretrained"
-    }
-    changed = {name: path for name, path in local.items() if path != paths[name]}
-    return dataclasses.replace(config, **changed) if changed else config
 
 
 def require_writable(flag: str, folder: Path) -> None:

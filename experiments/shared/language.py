@@ -17,6 +17,7 @@ from experiments.shared.parts import Part
 from ssmjax.errors import require_known
 from ssmjax.models.language_model import LanguageModel, LanguageModelConfig
 from ssmjax.models.registry import build
+from ssmjax.paths import LocalPaths
 from ssmjax.training.fit import FitConfig, fit
 from ssmjax.training.losses import chunked_cross_entropy, mean_over_labels
 from ssmjax.training.optim import adamw
@@ -51,7 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """The settings of all these experiments; every field is a flag."""
 
     models: tuple[str, ...] = ("mamba", "mamba2", "mamba3", "transformer")

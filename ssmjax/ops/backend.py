@@ -231,6 +231,15 @@ def report() -> str:
     return "\n".join(f"{d.op}: {d.chosen} ({d.source}): {d.reason}" for d in _decisions) or "No op was called yet."
 
 
+def asked_for(op: str) -> str:
+    """The implementation that is asked for outside of a call: by `use_implementation` or the environment, or "auto".
+
+    >>> asked_for("ssd")
+    'auto'
+    """
+    return _requested(op, "auto")[0]
+
+
 def _requested(op: str, implementation: str) -> tuple[str, str]:
     """Returns the name asked for and where it came from."""
     _check_name(implementation, f"{op}: implementation")

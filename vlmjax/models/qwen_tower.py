@@ -16,6 +16,7 @@ from ssmjax.layers import LayerNorm, RMSNorm
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.common.stack import apply_stack, make_stack
 from ssmjax.models.config import ComputeDtype, check_fields, require
+from ssmjax.ops._numerics.permute import permute
 from ssmjax.shapes import Array, Float, Tokens
 from vlmjax.layers.transformer import BlockSize, TransformerBlock, linear
 from vlmjax.ops.token_merge import MergeState
@@ -179,7 +180,10 @@ class QwenVisionTower(nnx.Module):
         b, m = merged.shape[:2]
         real = jnp.arange(m)[None] < jnp.asarray(images.lengths)[:, None] // self.config.merge**2
         tokens = rearrange(jnp.where(real[..., None], merged, 0), "b m e -> (b m) e")
-        return tokens if b == 1 else _reordered(tokens, jnp.argsort(~real.reshape(-1), stable=True))
+        if b == 1:
+            return tokens
+        order = jnp.argsort(~real.reshape(-1), stable=True)
+        return permute(tokens, order, jnp.argsort(order), 0)
 
     def merged(self, images: PackedPatches, merge: Callable, at: int) -> MergeState:
         """The visual tokens of fewer cells: those of a frame merge after `at` of the blocks.
@@ -268,20 +272,3 @@ def _angles(places: jax.Array, width: int, base: float) -> jax.Array:
     frequencies = jnp.asarray(base ** (-np.arange(0, width // 2, 2) / (width // 2)), jnp.float32)
     turned = places[..., None].astype(jnp.float32) * frequencies.reshape(1, 1, 1, -1)
     return rearrange(turned, "b l c f -> b l (c f)")
-
-
-@jax.custom_vjp
-def _reordered(x, order):
-    """`x[order]`, whose gradient is a gather, too."""
-    return jnp.take(x, order, axis=0)
-
-
-def _forward(x, order):
-    return _reordered(x, order), order
-
-
-def _backward(order, gradient):
-    return jnp.take(gradient, jnp.argsort(order), axis=0), None
-
-
-_reordered.defvjp(_forward, _backward)

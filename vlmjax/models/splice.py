@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ssmjax.ops._numerics.derivatives import own_backward
 from ssmjax.shapes import Array, Bool, Float, Int
 
 __all__ = ["place", "splice"]
@@ -55,14 +56,16 @@ def place(x: Float[Array, "*b d"], values: Float[Array, "n d"], places: Int[Arra
 
 
 def _put(x, values, here, number, went):
-    spread = _spread(values.astype(x.dtype), number, went).reshape(x.shape)
+    spread = own_backward("splice", _spread, _taken, values.astype(x.dtype), number, went).reshape(x.shape)
     return jnp.where(here.reshape(*here.shape, *(1,) * (x.ndim - here.ndim)), spread, x)
 
 
-@jax.custom_vjp
-def _spread(values, number, went):
+def _taken(values, number, went):
     """`values[number]`; only the places `went` are used, one for each value, or none where it is negative."""
     return jnp.take(values, number, axis=0, mode="clip")
+
+
+_spread = jax.custom_vjp(_taken)
 
 
 def _forward(values, number, went):

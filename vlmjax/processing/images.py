@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ssmjax import errors
+from ssmjax.paths import local_path
 from ssmjax.shapes import Float, UInt8
 
 __all__ = [
@@ -62,10 +63,11 @@ def read_image(source: Any) -> UInt8[np.ndarray, "y x 3"]:
     from PIL import Image, ImageOps
 
     name = repr(str(source)) if isinstance(source, str | Path) else f"an image of {type(source).__name__}"
+    path = local_path("read_image", "source", source) if isinstance(source, str | Path) else None
     try:
         if isinstance(source, Image.Image):
             return _on_white(ImageOps.exif_transpose(source))
-        data = Path(source).read_bytes() if isinstance(source, str | Path) else bytes(source)
+        data = path.read_bytes() if path else bytes(source)
         with Image.open(io.BytesIO(data)) as opened:
             return _on_white(ImageOps.exif_transpose(opened))
     except FileNotFoundError:

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import init
 from ssmjax.layers.common.parameters import parameter
+from ssmjax.ops._numerics.derivatives import own_backward
 from ssmjax.shapes import Array, Float, Images
 
 __all__ = ["DepthwiseConv", "depthwise_conv2d"]
@@ -18,8 +19,8 @@ def depthwise_conv2d(
     """Convolves each channel with taps of its own; the size is kept, with zeros beyond the edges.
 
     It is a sum of shifted products and not the compiler's grouped convolution, whose gradient takes nine times as long
-    on a CPU. The sum is in float32. The backward pass keeps the input and the taps only. Derivatives are in reverse
-    mode only.
+    on a CPU. The sum is in float32. The backward pass keeps the input and the taps only. Derivatives in forward mode
+    need `use_implementation("reference")`.
 
     Args:
         x: (b y x d).
@@ -33,14 +34,15 @@ def depthwise_conv2d(
     >>> depthwise_conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1)))[0, :, :, 0].tolist()
     [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
     """
-    y = _convolve(x, kernel)
+    y = own_backward("depthwise_conv2d", _convolve, _plain, x, kernel)
     return y if bias is None else y + bias.astype(x.dtype)[None, None, None]
 
 
-@jax.custom_vjp
-def _convolve(x, kernel):
-    k = kernel.shape[0]
-    return _shifted_sum(x, kernel, (k - 1) // 2)
+def _plain(x, kernel):
+    return _shifted_sum(x, kernel, (kernel.shape[0] - 1) // 2)
+
+
+_convolve = jax.custom_vjp(_plain)
 
 
 def _shifted_sum(x, kernel, before):

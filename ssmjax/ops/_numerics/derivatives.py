@@ -7,9 +7,23 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
 
-__all__ = ["reverse_only"]
+from ssmjax.ops import backend
+
+__all__ = ["own_backward", "reverse_only"]
 
 Primitive = type(jax.lax.neg_p)  # `jax.extend.core` has it too, and loads Pallas
+
+
+def own_backward(op: str, function: Callable[..., Any], plain: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function with a `jax.custom_vjp`, or the same in plain jax where the reference is asked for.
+
+    The plain one has derivatives of all kinds; the error of `reverse_only` names the way to it.
+
+    >>> with backend.use_implementation("reference"):
+    ...     float(jax.jvp(lambda x: own_backward("example", abs, lambda x: 3 * x, x), (1.0,), (1.0,))[1])
+    3.0
+    """
+    return plain(*args) if backend.asked_for(op) == "reference" else reverse_only(op, function, *args)
 
 
 def reverse_only(op: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -57,8 +71,9 @@ def _watched_jvp(op, primals, tangents):
 
 def _refuse(*_, op):
     raise TypeError(
-        f"{op}: forward-mode derivatives (jax.jvp, jax.jacfwd, jax.hessian) need implementation='reference': pass it, "
-        f'or trace the call inside `with ssmjax.use_implementation("reference"):`. Reverse mode (jax.grad) is as it is.'
+        f"{op}: forward-mode derivatives (jax.jvp, jax.jacfwd, jax.hessian) need implementation='reference': trace "
+        'the call inside `with ssmjax.use_implementation("reference"):`, or pass it to the op. Reverse mode (jax.grad) '
+        "is as it is."
     )
 
 
