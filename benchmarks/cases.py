@@ -14,6 +14,7 @@ from ssmjax.ops.cost import Cost
 from ssmjax.ops.linear_scan.cost import linear_scan_cost
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.cost import selective_scan_cost
+from ssmjax.ops.selective_scan.pallas_triton import supports
 from ssmjax.ops.selective_scan.xla import selective_scan_xla
 from ssmjax.ops.separable_conv.cost import separable_conv_cost
 from ssmjax.ops.separable_conv.xla import separable_conv_xla
@@ -63,6 +64,8 @@ def selective_scan_case(shape: tuple[int, ...], dtype: jnp.dtype) -> Case:
     if jax.default_backend() != "cpu":
         ours |= {f"ours: sequential, unroll={u}": form("sequential", unroll=u) for u in (4, 8)}
         ours |= {f"ours: chunked, Q={q}": form("chunked", chunk=q) for q in (32, 128, 256)}
+    if supports(ScanCall(x, dt, A, B, C)) is None:
+        ours["ours: pallas_triton"] = functools.partial(ops.selective_scan, implementation="pallas_triton")
     opponents = forms.OPPONENTS if dtype == jnp.float32 else {}
     reference = functools.partial(ops.selective_scan, implementation="reference")
     cost = selective_scan_cost(b, l, e, n, itemsize=jnp.dtype(dtype).itemsize)

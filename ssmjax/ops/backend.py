@@ -187,8 +187,10 @@ def dispatch(op: str, implementation: str, forms: Mapping[str, Form], call: Any,
     return forms[resolve(op, implementation, available, detail)].run(call)
 
 
-def lacks_capability(wanted: str) -> Support:
+def lacks_capability(wanted: str, *, newer: bool = False) -> Support:
     """None if the default device is a GPU whose compute capability has the major number of `wanted`, else what it is.
+
+    With `newer`, larger major numbers do, too.
 
     The platform that a program is compiled for is known only later, so that kernels bring the XLA form for the others.
     """
@@ -196,10 +198,12 @@ def lacks_capability(wanted: str) -> Support:
     if isinstance(device, str):
         device = jax.devices(device)[0]
     found = getattr(device, "compute_capability", None)
+    needs = f"needs a GPU of compute capability {wanted}{' or newer' * newer}"
     if device.platform != "gpu" or not found:
-        return f"needs a GPU of compute capability {wanted}, the default device is a {device.platform}"
-    if str(found).split(".")[0] != wanted.split(".", maxsplit=1)[0]:
-        return f"needs a GPU of compute capability {wanted}, {device.device_kind} has {found}"
+        return f"{needs}, the default device is a {device.platform}"
+    major, least = int(str(found).split(".")[0]), int(wanted.split(".", maxsplit=1)[0])
+    if major < least or (major > least and not newer):
+        return f"{needs}, {device.device_kind} has {found}"
     return None
 
 

@@ -14,6 +14,7 @@ from ssmjax import ops
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.mosaic.plan import Tile
 from ssmjax.ops.selective_scan.pallas_mosaic import selective_scan_mosaic
+from ssmjax.ops.selective_scan.pallas_triton import selective_scan_triton
 from ssmjax.ops.selective_scan.reference import selective_scan_reference
 from tests.ops.oracle import scan_problem
 
@@ -131,6 +132,13 @@ def test_options(name, dtype):
     options = dict(OPTIONS[name])
     tiles = {k: options.pop(k) for k in ("forward", "backward") if k in options}
     check(make_call(165, 96, 16, dtype, **options), functools.partial(selective_scan_mosaic, **tiles))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # JAX deprecates Pallas Triton
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["plain", "segments", "segments_reverse_groups"])
+def test_triton(name, dtype):
+    check(make_call(165, 96, 16, dtype, **OPTIONS[name]), selective_scan_triton)
 
 
 def test_the_kernel_takes_a_call_here():

@@ -143,7 +143,7 @@ def test_a_named_kernel_says_why_it_cannot_run(key):
 
 
 def test_both_directions_of_a_mixer_flip_nothing_but_taps(monkeypatch):
-    monkeypatch.setattr(ops.backend, "lacks_capability", lambda wanted: None)  # as on a Hopper GPU
+    monkeypatch.setattr(ops.backend, "lacks_capability", lambda wanted, **_: None)  # as on a Hopper GPU
     graphdef, state = nnx.split(layers.BiMamba(8, rngs=nnx.Rngs(0)))
 
     def loss(state, u):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from ssmjax import _compat, errors
 from ssmjax.ops import _checks, _half, backend
-from ssmjax.ops.selective_scan import pallas_mosaic, xla
+from ssmjax.ops.selective_scan import pallas_mosaic, pallas_triton, xla
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.reference import selective_scan_reference
 from ssmjax.shapes import Array, Float, Inexact, SegmentIds, State
@@ -15,9 +15,11 @@ __all__ = ["selective_scan"]
 IMPLEMENTATIONS = {
     "pallas_mosaic": backend.Form(pallas_mosaic.selective_scan_mosaic, pallas_mosaic.supports),
     "xla": backend.Form(xla.selective_scan_xla, xla.supports),
+    "pallas_triton": backend.Form(pallas_triton.selective_scan_triton, pallas_triton.supports),
     "reference": backend.Form(selective_scan_reference),
 }
-"""In order of preference. Each is a function of a `ScanCall`, with what it does not take."""
+"""In order of preference. Each is a function of a `ScanCall`, with what it does not take. The Triton kernels come after
+XLA, which takes all that they take: they run where they are named, until they have been timed on such a GPU."""
 
 
 @_half.rounded_once("x")
@@ -50,7 +52,8 @@ def selective_scan(
     Everything is computed in float32 whatever the inputs' dtype (in float64 if `x` is float64) and is deterministic.
     All array arguments but `segment_ids` have gradients, and so has the returned state. The backward pass keeps the
     inputs and one state per chunk of about 64 steps, nothing of size (b l e n).
-    On a Hopper GPU a kernel runs it (n <= 64, real A, B and C per step). Reverse mode only;
+    On a Hopper GPU a kernel runs it (n <= 64, real A, B and C per step); `implementation="pallas_triton"` is one for
+    GPUs of compute capability 8.0 and newer (n <= 32), which no call takes unasked. Reverse mode only;
     `implementation="reference"` has forward mode, too.
 
     Args:

@@ -16,6 +16,7 @@ no conjugates here.
 
 import dataclasses
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -88,8 +89,9 @@ def supports(call: ScanCall) -> str | None:
 def selective_scan_xla(call: ScanCall, *, form=None, chunk=None, unroll=None, tile=8192):
     """Returns `y` (b l e) in the dtype of `x` and the last state (b e n).
 
-    What follows the call tunes it: `form` forces "sequential" or "chunked" on every platform instead of
-    what `choose` says; `chunk` is the steps between the stored states, by default about 64, and 16 with `MANY_STATES`;
+    What follows the call tunes it: `form` forces "sequential" or "chunked" on every platform instead of what `choose`
+    says, or "triton" on NVIDIA GPUs; `chunk` is the steps between the stored states, by default about 64, and 16 with
+    `MANY_STATES`;
     `unroll` is that of the sequential form's time loop, by default 1 on a CPU, where more is slower, and the chunk
     elsewhere; `tile` is how many numbers the state of one tile holds on a CPU.
     """
@@ -172,7 +174,7 @@ def _by_platform(direction: str, plan: Plan, inputs: ScanInputs, *args, keep_sta
     in_tiles = {"forward": forward_in_tiles, "backward": backward_in_tiles}[direction]
 
     def branch(platform: str):
-        form = plan.form or choose(platform, *sizes)
+        form = choose(platform, *sizes) if plan.form in (None, "triton") else plan.form
         unroll = plan.unroll or (1 if platform == "cpu" else plan.chunk)
         module = xla_sequential if form == "sequential" else xla_chunked
         in_caches = platform == "cpu" and form == "sequential"
@@ -183,5 +185,14 @@ def _by_platform(direction: str, plan: Plan, inputs: ScanInputs, *args, keep_sta
         run = functools.partial(in_tiles, run, plan.tile) if in_caches else run
         return run if keep_states else lambda *args: run(*args)[:2]
 
-    gpu = branch("gpu")
-    return jax.lax.platform_dependent(inputs, *args, cpu=branch("cpu"), cuda=gpu, rocm=gpu, default=branch("tpu"))
+    cuda = gpu = branch("gpu")
+    if plan.form == "triton":
+        cuda = _triton_kernels(direction, plan, keep_states)
+    return jax.lax.platform_dependent(inputs, *args, cpu=branch("cpu"), cuda=cuda, rocm=gpu, default=branch("tpu"))
+
+
+def _triton_kernels(direction: str, plan: Plan, keep_states: bool):
+    """`forward` or `backward` of the Triton kernels, which are loaded where they are asked for."""
+    run = importlib.import_module(f"ssmjax.ops.selective_scan.triton.{direction}")
+    run = functools.partial(getattr(run, direction), plan)
+    return run if keep_states else lambda *args: run(*args)[:2]

@@ -22,7 +22,7 @@ __all__ = [
     "varies",
 ]
 
-Form = Literal["sequential", "chunked"]
+Form = Literal["sequential", "chunked", "triton"]
 
 
 class ScanInputs(NamedTuple):
@@ -65,7 +65,7 @@ class Plan:
         reverse: Whether the scan runs against time.
         chunk: Steps between the stored states.
         unroll: Unrolling of the sequential form's time loop, or None to choose.
-        form: The form for every platform, or None to choose.
+        form: The form for every platform, or None to choose; "triton" is for NVIDIA GPUs, and others choose.
         tile: Numbers in the state of one tile of the sequential form on a CPU.
         free: Whether the chunk was not asked for, so that a forward pass alone may take another one.
         keep_decays: Whether the sequential backward pass keeps a chunk's decays beside its states: on a CPU it is

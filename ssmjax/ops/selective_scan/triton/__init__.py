@@ -1,0 +1,1 @@
+"""Kernels of the selective scan in Pallas Triton; `forward` and `backward` are a form of `xla.py`."""
