@@ -4,6 +4,7 @@ Warnings are errors and annotations are checked at run time: see `[tool.pytest.i
 This file must not import ssmjax: jaxtyping's import hook has to be in place first.
 """
 
+import gc
 import importlib.metadata
 import os
 import platform
@@ -12,11 +13,12 @@ from pathlib import Path
 # Before jax is imported. A run on an accelerator sets JAX_PLATFORMS itself.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Two thirds of the tests' time is XLA compiling tiny programs. Its older code generator for fusions, where jaxlib still
-# has it, and one part a program make that 2.5 to 4 times shorter. What is optimized stays the same, and so do results,
-# up to rounding; `make test-newest` runs without. An unknown flag ends the process: hence the look at the version.
+# Two thirds of the tests' time is XLA compiling tiny programs that run once. Little optimization by LLVM, its older
+# code generator for fusions, where jaxlib still has it, and one part a program make that 4 to 6 times shorter. Passes
+# over HLO stay the same, and so do results, up to rounding. XLA_FLAGS of the environment come last and so prevail. An
+# unknown flag ends the process: hence the look at the version.
 os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_cpu_parallel_codegen_split_count=1"]
+    ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
     + ["--xla_cpu_use_fusion_emitters=false"]
     * importlib.metadata.version("jaxlib").startswith(("0.7.", "0.8.", "0.9.", "0.10."))
     + [os.environ.get("XLA_FLAGS", "")]
@@ -29,10 +31,12 @@ import pytest
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssmjax" / "xla"
 
+gc.set_threshold(20_000, 10, 10)  # looking through traced programs ever again was a twentieth of the time
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_report_header() -> str:
@@ -42,14 +46,20 @@ def pytest_report_header() -> str:
     )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out the folder whose modules import PyTorch, for seconds, where its tests would be left out in the end."""
+    torch = Path(__file__).parent / "torch"
+    return True if collection_path == torch and "not torch" in config.getoption("markexpr") else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what is many programs to compile: examples of layers and models, and shape tests of options."""
-    examples = ("ssmjax.layers.", "ssmjax.models.", "ssmjax.diffusion.")
+    """Marks as slow what compiles many programs: examples of ops, layers and models, options, calls without jit."""
+    examples = ("ssmjax.ops.", "ssmjax.layers.", "ssmjax.models.", "ssmjax.diffusion.")
     for item in items:
         example = isinstance(item, pytest.DoctestItem) and item.name.startswith(examples)
         option = "layers/test_registry.py" in item.nodeid and "(" in item.name
-        if example or option:
+        if example or option or item.name.endswith("__without_jit"):
             item.add_marker(pytest.mark.slow)
 
 

@@ -9,6 +9,7 @@ import pytest
 import ssmjax
 import vlmjax
 from ssmjax.generation import sample, stream
+from tests.layers import quick
 
 PROMPTS = np.array([[5, 9, 2, 7], [3, 3, 8, 1]])
 
@@ -18,17 +19,10 @@ def model():
     return vlmjax.create_model("llama_nano", depth=2, d_model=32, heads=2, d_mlp=64, vocab=16, max_length=32, seed=3)
 
 
-def by_hand(model, prompt, count):
-    """Greedy, with the whole sequence read again for each token."""
-    tokens = list(prompt)
-    for _ in range(count):
-        tokens.append(int(model(jnp.asarray([tokens]))[0, -1].argmax()))
-    return tokens[len(prompt) :]
-
-
 def test_greedy_is_the_argmax_of_the_whole(model):
     new, logits = ssmjax.generate(model, PROMPTS, max_new_tokens=5, return_logits=True)
-    assert new.tolist() == [by_hand(model, prompt, 5) for prompt in PROMPTS]
+    whole = quick.apply(model, np.concatenate([PROMPTS, new[:, :-1]], axis=1))  # without a cache
+    np.testing.assert_array_equal(whole[:, 3:].argmax(-1), new)
     np.testing.assert_array_equal(logits.argmax(-1), new)
 
 
@@ -82,7 +76,7 @@ def test_draws_follow_the_filtered_distribution(key):
 
 def test_a_penalty_for_repetition(model):
     prompt = np.array([[4, 4, 4]])
-    logits = np.asarray(model(jnp.asarray(prompt))[0, -1])
+    logits = np.asarray(quick.apply(model, prompt)[0, -1])
     penalized = logits.copy()
     penalized[4] = logits[4] / 50 if logits[4] > 0 else logits[4] * 50
     new = ssmjax.generate(model, prompt, max_new_tokens=1, repetition_penalty=50.0)
@@ -103,13 +97,15 @@ def test_another_temperature_compiles_nothing(model, key):
 
 
 def test_a_cache_carries_a_conversation(model):
-    cache = model.init_cache(2, 8)
-    _, cache = model.prefill(jnp.asarray(PROMPTS[:, :2]), cache)
-    logits, cache = model.prefill(jnp.asarray(PROMPTS[:, 2:]), cache)
-    chex.assert_trees_all_close(logits, model(jnp.asarray(PROMPTS))[:, -1], atol=1e-5)
-    logits, _ = model.step(jnp.array([1, 2]), cache)
     longer = np.concatenate([PROMPTS, [[1], [2]]], axis=1)
-    chex.assert_trees_all_close(logits, model(jnp.asarray(longer))[:, -1], atol=1e-5)
+
+    def run(model, tokens):
+        _, cache = model.prefill(tokens[:, :2], model.init_cache(2, 8))
+        prefilled, cache = model.prefill(tokens[:, 2:4], cache)
+        return jnp.stack([prefilled, model.step(tokens[:, 4], cache)[0]], axis=1), model(tokens)
+
+    logits, whole = quick.run(run, model, jnp.asarray(longer))
+    chex.assert_trees_all_close(logits, whole[:, 3:], atol=1e-5)
 
 
 @pytest.mark.usefixtures("as_a_user")

@@ -74,30 +74,51 @@ def test_the_first_step_is_a_likelihood():
     np.testing.assert_allclose(terms["vb"], bits, atol=2e-3)
 
 
-def test_losses_fall_in_training_steps():
-    """A few steps of both losses on one batch, through the whole network."""
+class Velocity(nnx.Module):
+    """The velocity from one image, 0.3 everywhere, to the noise, and something added to it."""
+
+    image_shape = (2, 2, 1)
+    null_label = None
+    learn_sigma = False
+
+    def __init__(self, added):
+        self.added = nnx.Param(jnp.asarray(added))
+
+    def __call__(self, images, times, labels=None, *, train=False, key=None):
+        share = times[:, None, None, None] / 1000
+        return (images - (1 - share) * 0.3) / share - 0.3 + self.added[...]
+
+
+def test_the_loss_of_a_flow_is_the_mean_square_from_its_velocity():
+    loss = quick.jit(lambda added, key: flow_loss(Velocity(added), {"image": jnp.full((4, 2, 2, 1), 0.3)}, key)[0])
+    for added in (0.0, 0.5):
+        np.testing.assert_allclose(loss(added, jax.random.key(0)), added**2, atol=1e-5)
+
+
+@pytest.mark.parametrize(("loss", "learned"), quick.first([(diffusion_loss, True), (flow_loss, False)]))
+def test_losses_fall_in_training_steps(loss, learned):
+    """A few steps on one batch, through the whole network."""
     images = jnp.zeros((4, 8, 8, 1)).at[:, 2:6, 2:6].set(1.0)
     batch = {"image": images, "label": jnp.array([0, 1, 2, 3])}
-    for loss, learned in ((diffusion_loss, True), (flow_loss, False)):
-        model = ssmjax.create_model(
-            "dis_nano", img_size=8, patch_size=4, d_model=16, depth=2, d_state=4, learn_sigma=learned
-        )
-        optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+    model = ssmjax.create_model(
+        "dis_nano", img_size=8, patch_size=4, d_model=16, depth=2, d_state=4, learn_sigma=learned
+    )
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
 
-        definition, state = nnx.split((model, optimizer))
+    definition, state = nnx.split((model, optimizer))
 
-        @quick.jit
-        def run(state, keys, definition=definition, loss=loss):
-            def step(state, key):
-                model, optimizer = nnx.merge(definition, state)
-                value, gradient = nnx.value_and_grad(lambda model: loss(model, batch, key)[0])(model)
-                optimizer.update(model, gradient)
-                return nnx.state((model, optimizer)), value
+    @quick.jit
+    def run(state, keys):
+        def step(state, key):
+            model, optimizer = nnx.merge(definition, state)
+            value, gradient = nnx.value_and_grad(lambda model: loss(model, batch, key)[0])(model)
+            optimizer.update(model, gradient)
+            return nnx.state((model, optimizer)), value
 
-            return jax.lax.scan(step, state, keys)[1]
+        return jax.lax.scan(step, state, keys)[1]
 
-        values = run(state, jax.vmap(jax.random.key)(jnp.arange(100)))
-        assert np.mean(values[-20:]) < 0.5 * np.mean(values[:5])
+    values = run(state, jax.vmap(jax.random.key)(jnp.arange(100)))
+    assert np.mean(values[-20:]) < 0.5 * np.mean(values[:5])
 
 
 @pytest.mark.usefixtures("as_a_user")

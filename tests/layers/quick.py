@@ -1,8 +1,11 @@
 """Less compiling in tests: one jitted program without optimization, and parameters that need no program at all."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 
@@ -17,6 +20,18 @@ def apply(module, *args, method="__call__", **kwargs):
     return jit(lambda state, args, kwargs: getattr(nnx.merge(definition, state), method)(*args, **kwargs))(
         state, args, kwargs
     )
+
+
+def run(function, module, *args):
+    """`function(module, *args)` under `jit`: several calls of a module in one program, or calls with options."""
+    definition, state = nnx.split(module)
+    return jit(lambda state, args: function(nnx.merge(definition, state), *args))(state, args)
+
+
+def first(cases: Iterable, count: int = 1) -> list:
+    """Cases for `parametrize`: the first of them run by default; the others, variations of the same kind, are slow."""
+    rows = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*row, marks=[pytest.mark.slow] * (i >= count)) for i, row in enumerate(rows)]
 
 
 def lively(make, seed=1):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ssmjax import layers
 from ssmjax.layers import registered_layers
 from ssmjax.models import registry
 from ssmjax.models.config import override
@@ -61,7 +62,7 @@ def step_names() -> list[str]:
     """Of the layers with a step, in one direction."""
 
     def steps(entry):
-        layer = nnx.eval_shape(lambda: entry.build(jnp.float32, nnx.Rngs(0)))
+        layer = getattr(layers, entry.name.partition("(")[0])
         reads_ahead = any(way in entry.name for way in ("BiMamba", "exclusive", "inclusive"))
         # DSS without an l_max normalizes over the whole sequence, which a step does not know.
         return hasattr(layer, "step") and not reads_ahead and entry.name != "DSS(none)"

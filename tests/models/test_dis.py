@@ -37,7 +37,8 @@ def run(model, *args, **options):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("small", 28.5), ("base", 119.2), ("medium", 229.5), ("large", 404.1), ("huge", 900.7)]
+    ("name", "millions"),
+    quick.first([("small", 28.5), ("base", 119.2), ("medium", 229.5), ("large", 404.1), ("huge", 900.7)]),
 )
 def test_parameter_counts_are_the_published_ones(name, millions):
     count = count_parameters(nnx.eval_shape(lambda: ssmjax.create_model(f"dis_{name}")))
@@ -83,6 +84,7 @@ def test_a_file_is_loaded(tmp_path):
         dis.load(tmp_path / "dis.safetensors", "vim_tiny")
 
 
+@pytest.mark.slow  # several seconds to compile; Vim's is a default test
 def test_scanned_unrolled_and_rematerialized_are_equal():
     model = make(drop_path_rate=0.3)
 

@@ -44,7 +44,7 @@ def images(size=(16, 16), batch=2):
     return jax.random.normal(jax.random.key(1), (batch, *size, 3))
 
 
-@pytest.mark.parametrize(("name", "number"), PUBLISHED.items())
+@pytest.mark.parametrize(("name", "number"), quick.first(PUBLISHED.items()))
 def test_parameter_counts_are_the_published_ones(name, number):
     assert count_parameters(nnx.eval_shape(lambda: ssmjax.create_model(name))) == number
 
@@ -129,6 +129,7 @@ def test_features_are_the_maps_of_the_stages():
     chex.assert_trees_all_close(logits, by_hand, atol=1e-5)
 
 
+@pytest.mark.slow  # several seconds to compile; Vim's is a default test
 def test_scanned_unrolled_and_rematerialized_are_equal():
     model = make()
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 from ssmjax import ops
 from ssmjax.layers import BatchNorm, registered_layers
+from tests.layers import quick
 
 LAYERS = [entry for entry in registered_layers() if "(" not in entry.name or "exclusive" in entry.name]
 u = jnp.ones((2, 5, 8))
@@ -35,7 +36,7 @@ def test_ops(op):
 
 
 @pytest.mark.parametrize("entry", LAYERS, ids=lambda entry: entry.name)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", quick.first([jnp.bfloat16, jnp.float32]), ids=["bfloat16", "float32"])
 def test_layers(entry, dtype):
     layer = entry.build(dtype, nnx.Rngs(0))
     definition, state = nnx.split(layer)

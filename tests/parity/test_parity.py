@@ -23,6 +23,10 @@ SLOW = {"dis", "mambavision", "tome", "vlm", "vmamba"}
 """Folders of models that take long to compile; `make test-parity` checks them too."""
 
 SLOW_DUMPS = {
+    "mamba3_module_mimo_norm",
+    "s4_s4d_lin_untied_dt",
+    "s5_cnormal_bidir",
+    "vila15_mlp_downsample_g5",
     "hf_falcon_mamba",
     "hf_mamba2_limit",
     "official_mamba1_bias",
@@ -30,7 +34,7 @@ SLOW_DUMPS = {
     "vim_v1",
     "vim_v2_rope",
 }
-"""Whole models as well, beside "hf_mamba" and "vim_v2_midcls_div2", and like those in `make test-parity`."""
+"""Whole models beside "hf_mamba" and "vim_v2_midcls_div2", and second dumps of a kind; all in `make test-parity`."""
 
 
 def is_slow(path: Path) -> bool:

@@ -89,6 +89,7 @@ def kill_and_restart(directory: Path, cache: Path, kills: int, seed: int) -> int
     return done
 
 
+@pytest.mark.reliability
 def test_two_kills(reference, cache, tmp_path):
     assert kill_and_restart(tmp_path, cache, 2, seed=0) == 2
     assert_equals_the_reference(tmp_path, reference)
@@ -108,6 +109,7 @@ def test_many_kills(reference, cache, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.reliability
 def test_sigterm_saves_the_current_step(reference, cache, tmp_path):
     process = start(tmp_path, cache)
     wait_for_step(process, tmp_path, 33)

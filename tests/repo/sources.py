@@ -1,8 +1,8 @@
 """The tree as the repository tests read it: paths, syntax trees, imports."""
 
 import ast
+import functools
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -33,17 +33,17 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=relative(path))
 
 
-def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
+@functools.cache
+def imports(path: Path) -> tuple[tuple[str, int, bool], ...]:
     """Every `(dotted name, line, at module level)` that a file imports; `from a import b` gives `a.b`."""
-    tree = parse(path)
+    tree, found = parse(path), []
     top_level = {id(node) for node in tree.body}
     package = relative(path).removesuffix(".py").split("/")[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno, id(node) in top_level
+            found += [(alias.name, node.lineno, id(node) in top_level) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
-            for alias in node.names:
-                yield f"{module}.{alias.name}", node.lineno, id(node) in top_level
+            found += [(f"{module}.{alias.name}", node.lineno, id(node) in top_level) for alias in node.names]
+    return tuple(found)

@@ -19,6 +19,7 @@ from ssmjax.training.fit import FitConfig, fit
 from ssmjax.training.recorder import read_records
 from ssmjax.training.state import commit, split_model
 from ssmjax.training.step import init_state, make_step
+from tests.layers import quick
 from tests.training.toy import batch_fn, loss, mlp, state_bytes, train, without_rate
 
 
@@ -109,7 +110,7 @@ def test_prepare_runs_in_the_step_with_its_own_key():
     np.testing.assert_array_equal(result.state.params["first.kernel"].shape, (4, 8))
 
 
-@pytest.mark.parametrize("cut", [1, 5, 7])
+@pytest.mark.parametrize("cut", quick.first([5, 1, 7]))
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, cut):
     whole = train(checkpoint_dir=str(tmp_path / "whole"), save_every=3)
     train(steps=cut, checkpoint_dir=str(tmp_path / "cut"), save_every=3)

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 import vlmjax
+from tests.layers import quick
 from vlmjax.layers import Merger
 from vlmjax.ops import density_anchors
 
@@ -30,20 +31,24 @@ def prompts(model, m):
 def test_a_padded_row_is_the_prompt_alone(model, m):
     merge = None if m is None else lambda x: density_anchors(x, m)
     rows, tokens, mask, images = prompts(model, 4 if m is None else m)
-    batch = model(tokens, images=images, mask=mask, merge=merge)
-    for i, row in enumerate(rows):
-        alone = model(jnp.array([row]), images=images[i : i + 1], merge=merge)
+
+    def together_and_alone(model, tokens, images, mask, rows):
+        batch = model(tokens, images=images, mask=mask, merge=merge)
+        return batch, [model(row, images=images[i : i + 1], merge=merge) for i, row in enumerate(rows)]
+
+    batch, singly = quick.run(together_and_alone, model, tokens, images, mask, [jnp.array([row]) for row in rows])
+    for i, (row, alone) in enumerate(zip(rows, singly, strict=True)):
         np.testing.assert_allclose(batch[i, -len(row) :], alone[0], atol=1e-5)
 
 
 def test_garbage_in_padding_changes_no_bit(model):
     _, tokens, mask, images = prompts(model, 4)
-    clean = model(tokens, images=images, mask=mask)
-    dirty = model(jnp.where(mask, tokens, 11), images=images, mask=mask)
     definition, state = nnx.split(model)
     broken = nnx.merge(definition, state)
     broken.language.embedding[...] = model.language.embedding[...].at[0].set(jnp.nan)
-    for other in (dirty, broken(tokens, images=images, mask=mask)):
+    run = quick.jit(lambda state, tokens: nnx.merge(definition, state)(tokens, images=images, mask=mask))
+    clean = run(state, tokens)
+    for other in (run(state, jnp.where(mask, tokens, 11)), run(nnx.state(broken), tokens)):
         np.testing.assert_array_equal(np.asarray(clean)[np.asarray(mask)], np.asarray(other)[np.asarray(mask)])
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 import ssmjax
 import vlmjax
 from ssmjax import generation
+from tests.layers import quick
 from vlmjax.models.qwen2_vl import _encode
 from vlmjax.processing import image_patches, pack_patches
 
@@ -92,12 +93,15 @@ def test_the_language_model_compiles_once_whatever_the_bucket(model):
 def test_several_turns_on_one_image_are_one_conversation(model):
     visual = model.encode(pack_patches(PICTURES[:1]))
     first, second = np.array([[1, *[IMAGE] * 6, 2, 3]]), np.array([[5, 6]])
-    whole = model(np.concatenate([first, second], axis=1), visual=visual)
-    cache = model.init_cache(1, 16)
-    logits, cache = model.prefill(first, cache, visual=visual)
-    np.testing.assert_allclose(logits, whole[:, 8], atol=1e-5)
-    logits, _ = model.prefill(second, cache)
-    np.testing.assert_allclose(logits, whole[:, -1], atol=1e-5)
+
+    def run(model, first, second, visual):
+        whole = model(jnp.concatenate([first, second], axis=1), visual=visual)
+        one, cache = model.prefill(first, model.init_cache(1, 16), visual=visual)
+        return whole, one, model.prefill(second, cache)[0]
+
+    whole, one, two = quick.run(run, model, first, second, visual)
+    np.testing.assert_allclose(one, whole[:, 8], atol=1e-5)
+    np.testing.assert_allclose(two, whole[:, -1], atol=1e-5)
 
 
 def test_rules_of_positions(model):

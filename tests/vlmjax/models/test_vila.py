@@ -8,6 +8,7 @@ import pytest
 import ssmjax
 import vlmjax
 from ssmjax.models import registry
+from tests.layers import quick
 from vlmjax.models import (
     IGNORE,
     VilaConfig,
@@ -34,10 +35,15 @@ def test_images_between_the_words():
     n = model.config.tokens_per_image
     batch = interleave([[5, 31, 6, 31], [31, 7, 0, 0]], {31: [[n]] * 3}, mask=[[1, 1, 1, 1], [1, 1, 0, 0]])
     three = jnp.concatenate([images, images[:1]])
-    whole = model(jnp.asarray(batch.tokens), images=three, mask=jnp.asarray(batch.mask), places=batch.places)
-    counted = model(jnp.asarray(batch.tokens), images=three, mask=jnp.asarray(batch.mask))
+
+    def run(model, tokens, mask, places, images):
+        options = dict(images=images, mask=mask)
+        alone = model(tokens[1:, : n + 1], images=images[:1])
+        return model(tokens, places=places, **options), model(tokens, **options), alone
+
+    arrays = (jnp.asarray(x) for x in (batch.tokens, batch.mask, batch.places))
+    whole, counted, alone = quick.run(run, model, *arrays, three)
     np.testing.assert_array_equal(whole, counted)
-    alone = model(jnp.asarray(batch.tokens[1:, : n + 1]), images=images[:1])
     np.testing.assert_allclose(whole[1, : n + 1], alone[0], atol=1e-5)
 
 
@@ -52,8 +58,8 @@ def test_packed_texts_do_not_see_each_other():
     rows = interleave([[5, 6, 7], [8, 9, 0]], {}, mask=[[1, 1, 1], [1, 1, 0]])
     packed = pack(rows)
     options = dict(segment_ids=jnp.asarray(packed.segments), positions=jnp.asarray(packed.positions))
-    y = model(jnp.asarray(packed.tokens), **options)
-    np.testing.assert_allclose(y[0, 3:5], model(jnp.array([[8, 9]]))[0], atol=1e-5)
+    y = quick.apply(model, jnp.asarray(packed.tokens), **options)
+    np.testing.assert_allclose(y[0, 3:5], quick.apply(model, jnp.array([[8, 9]]))[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,7 @@ def test_dynamic_scales_whole():
     model = tiny_vila(scales=(8, 16), tiling="scales", scale_index=-1)
     blocks = ((1, 2), None)
     images = jnp.ones((1 + 2 + 1, 8, 8, 3))
-    assert model.project(images, blocks).shape == (1, 3, 16)
+    assert quick.run(lambda model, images: model.project(images, blocks), model, images).shape == (1, 3, 16)
     with pytest.raises(ValueError, match="n = 4, the tiles of these blocks"):
         model.project(images[:3], blocks)
 
@@ -97,7 +103,8 @@ def test_fixed_scales_whole():
     config = VilaConfig(vision=registry.model_config("vila_nano").vision, scales=(48, 96), scale_index=1)
     assert config.tokens_per_image == 144
     model = tiny_vila(scales=(8, 16))
-    assert model.project(jnp.ones((2, 16, 16, 3))).shape == (2, model.config.tokens_per_image, 16)
+    projected = quick.apply(model, jnp.ones((2, 16, 16, 3)), method="project")
+    assert projected.shape == (2, model.config.tokens_per_image, 16)
     same = multiscale_tokens(lambda x: x.reshape(len(x), -1, 3), jnp.ones((1, 4, 4, 3)), (2, 4), 2, index=1)
     np.testing.assert_allclose(same, 1.0, rtol=1e-6)
 
@@ -111,7 +118,7 @@ def test_anyres_compiles_once_for_images_of_equal_numbers():
     images = jnp.ones((3, 8, 8, 3))
     new = ssmjax.generate(model, tokens, max_new_tokens=3, images=images, order=jnp.asarray(order))
     again = jnp.concatenate([tokens, new[:, :2]], axis=1)
-    assert model(again, images=images, order=order)[0, -1].argmax() == new[0, 2]
+    assert quick.apply(model, again, images=images, order=order)[0, -1].argmax() == new[0, 2]
     with pytest.raises(ValueError, match="image tokens"):
         model(tokens[:, 1:], images=images, order=order)
 
