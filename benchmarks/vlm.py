@@ -1,6 +1,7 @@
 """Times vision-language models of published shapes beside their floors and transformers: `python -m benchmarks.vlm`.
 
     llava     LLaVA-1.5-7B, 576 visual and 40 text tokens: time to the first token, and a step of decoding
+    merged    the same with 64 of the 576: `density_anchors` of a `Merger` that is not trained, beside all of them
     qwen      the tower of Qwen2-VL-2B for one image of 2,044 pixels a side
 
 Random weights in bfloat16. The floor of a time to the first token is the longer of its operations at the best rate of a
@@ -27,10 +28,11 @@ from benchmarks.timing import back_to_back, runs_a_sample, time_in_turns
 from benchmarks.vlm_models import copy_rate, function_of, matmul_rate, random_model, random_patches
 from ssmjax.models.flops import count_flops
 from ssmjax.paths import LocalPaths
+from vlmjax.layers import Merger
 
 __all__ = ["Config", "main"]
 
-Row = Literal["llava", "qwen"]
+Row = Literal["llava", "merged", "qwen"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +40,11 @@ class Config(LocalPaths):
     """What to run.
 
     Attributes:
-        rows: llava, qwen, or both.
+        rows: llava, merged, qwen: some or all of them.
         batch: Prompts at once, for the times to the first token.
         text: Text tokens in a prompt.
         new: Steps of decoding that are timed.
+        budget: The visual tokens that a merge leaves.
         size: The side of the image of Qwen2-VL's tower.
         peer: Whether transformers runs, too.
         rounds: Samples.
@@ -50,10 +53,11 @@ class Config(LocalPaths):
         out: Results file; `benchmarks/results/<device>.json` by default.
     """
 
-    rows: tuple[Row, ...] = ("llava", "qwen")
+    rows: tuple[Row, ...] = ("llava", "merged", "qwen")
     batch: tuple[int, ...] = (1, 8)
     text: int = 40
     new: int = 64
+    budget: int = 64
     size: int = 2044
     peer: bool = False
     rounds: int = 5
@@ -68,7 +72,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     print(f"products {rates['flops'] / 1e12:.1f} TFLOP/s, copies {rates['bytes'] / 1e9:.0f} GB/s", flush=True)
     records = []
     for row in config.rows:
-        records += {"llava": _llava, "qwen": _qwen}[row](config, rates)
+        records += {"llava": _llava, "merged": _merged, "qwen": _qwen}[row](config, rates)
     source = stamp()
     records = [record | source for record in records]
     out = config.out or pathlib.Path(__file__).parent / "results" / f"{source['device']}.json"
@@ -129,6 +133,42 @@ def _llava(config: Config, rates: dict[str, float]) -> list[dict[str, Any]]:
             step = _decode_ms(model, tokens, images, config)
             theirs = None if peer is None else peer["step"](tokens, images, config)
             records.append(_record(f"{name} step of decoding, {shape}", step, floor, theirs, config))
+    return records
+
+
+def _merged(config: Config, rates: dict[str, float]) -> list[dict[str, Any]]:
+    """The time to the first token with all visual tokens and with few, in turns."""
+    name = "llava_nano" if config.smoke else "llava_1_5_7b"
+    model = random_model(name, config.dtype)
+    weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
+    shape, records = model.config, []
+    whole, fewer = shape.tokens_per_image, min(config.budget, shape.tokens_per_image // 2)
+    merger = Merger(shape.vision.d_model, grid=(shape.vision.side,) * 2, rngs=nnx.Rngs(0))
+
+    def first(visual, merge):
+        def run(m, tokens, images):
+            cache = m.init_cache(len(tokens), visual + config.text + config.new + 1)
+            return m.prefill(tokens, cache, images=images, merge=merge)
+
+        return function_of(model, run)[0]
+
+    _, state = function_of(model, lambda m, tokens, images: m)
+    functions = {whole: first(whole, None), fewer: first(fewer, lambda x: merger(x, fewer))}
+    for batch in config.batch:
+        images = jnp.ones((batch, shape.vision.img_size, shape.vision.img_size, 3), jnp.float32)
+        times = {}
+        for visual, function in functions.items():
+            text = jnp.ones((batch, config.text), jnp.int32)
+            tokens = jnp.concatenate([jnp.full((batch, visual), shape.image_token), text], axis=1)
+            flops = count_flops(function, state, tokens, images)
+            floor = 1e3 * max(flops / rates["flops"], weights / rates["bytes"])
+            compiled = jax.jit(function).lower(state, tokens, images).compile()
+            times[visual] = _ours(compiled, (state, tokens, images), config.rounds), floor
+        (ms, floor), (all_ms, all_floor) = times[fewer], times[whole]
+        title = f"{name} first token, {fewer} of {whole} + {config.text} tokens, batch {batch}"
+        more = {"unmerged_ms": round(all_ms, 4), "over_unmerged": round(ms / all_ms, 4)}
+        print(f"{title}: {ms / all_ms:.3f}x of all tokens' {all_ms:.3f} ms (of floors {floor / all_floor:.3f})")
+        records.append(_record(title, ms, floor, None, config, **more, over_unmerged_floor=round(floor / all_floor, 4)))
     return records
 
 

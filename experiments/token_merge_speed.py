@@ -1,14 +1,16 @@
 """What fewer visual tokens save at real sizes: times and operations of each part of a block, out of place.
 
 One block of the vision tower, the projector and one block of the language model of LLaVA-1.5-7B or Qwen2-VL-2B, with
-random weights and random tokens: queries, keys and values; attention; its output; the MLP; the norms; and the merge
-itself, at 576, 192 and 64 visual tokens beside 64 of text, batch 1. The whole model is extrapolated from its number of
-blocks.
+random weights and random tokens: queries, keys and values; attention; its output; the MLP; the norms; a step of
+decoding; and the merge itself, at 576, 192, 128, 64 and 32 visual tokens beside 64 of text, batch 1. What the whole
+model takes is extrapolated from its number of blocks: "model" is a prompt whose tokens merge behind the tower; "inside"
+one whose tokens merge after a quarter of the tower's blocks (in Qwen2-VL cells of 2 x 2 patches, one visual
+token each); "decode" a step, without the head; "cache MB" what the keys and values of the prompt take.
 
 Recipe (device, minutes, what is expected):
     python -m experiments.token_merge_speed                                one H200, 4; the merge is below 0.1 ms
     python -m experiments.token_merge_speed --model qwen2_vl_2b            one H200, 4
-    python -m experiments.token_merge_speed --dtypes float32 --repeats 5   two CPU cores, 10
+    python -m experiments.token_merge_speed --dtypes float32 --repeats 5   two CPU cores, 3
 
 Times are medians, by call; the function is compiled, and its arrays are arguments. On a GPU 20 calls are queued before
 `block_until_ready`, so that what is timed is the work and not the way to it. "eager" is the merge without `jax.jit`.
@@ -31,6 +33,7 @@ from ssmjax import errors, ops
 from ssmjax.paths import LocalPaths
 from ssmjax.training.report import make_report, render_table, write_report
 from vlmjax.layers import BlockSize, Merger, Projector, TransformerBlock, rope_angles
+from vlmjax.models import PatchMerger, QwenVisionConfig
 
 NAME = "token_merge_speed"
 
@@ -45,6 +48,13 @@ class Shape:
     tower_blocks: int
     language: BlockSize
     language_blocks: int
+    patches: int = 1
+    """The tower's tokens for one visual token of the language model."""
+
+    @property
+    def inside(self) -> int:
+        """How many of the tower's blocks run before a merge inside it."""
+        return max(1, self.tower_blocks // 4)
 
 
 _CAUSAL = dict(norm="rms", activation="silu", gated=True, causal=True, out_bias=False, mlp_bias=False)
@@ -60,8 +70,9 @@ SHAPES = {
         32,
         BlockSize(1536, 12, 8960, kv_heads=2, **_CAUSAL),
         28,
+        4,
     ),
-    "smoke": Shape(BlockSize(64, 4, 128), 2, BlockSize(64, 4, 128, **_CAUSAL), 2),
+    "smoke": Shape(BlockSize(64, 4, 128), 2, BlockSize(64, 4, 128, **_CAUSAL), 2, 4),
 }
 
 
@@ -74,7 +85,7 @@ class Config(LocalPaths):
     blocks: int = 1
     """Blocks that are timed one behind the other."""
     tokens: int = 576
-    budgets: tuple[int, ...] = (192, 64)
+    budgets: tuple[int, ...] = (192, 128, 64, 32)
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     """What is computed in."""
     repeats: int = 30
@@ -99,7 +110,7 @@ def main(config: Config = Config()) -> dict[str, Any]:
     metrics, flops = {}, {}
     for dtype in config.dtypes:
         found, flops = _times(shape, config, dtype, timer)
-        metrics |= {f"{dtype}/{name}": value for name, value in (found | _whole(shape, found, config)).items()}
+        metrics |= {f"{dtype}/{name}": value for name, value in (found | _whole(shape, found, config, dtype)).items()}
         print(f"{dtype}: {time.time() - start:.0f} s", flush=True)
     name = f"{NAME}_{config.model}" + ("_cpu" if jax.devices()[0].platform == "cpu" else "")
     report = make_report(
@@ -122,7 +133,7 @@ def _times(shape: Shape, config: Config, dtype: str, timer: Callable) -> tuple[d
     found, flops = {}, {}
     for count in (config.tokens, *config.budgets):
         for part, (block, tokens) in {
-            "tower": (shape.tower, count),
+            "tower": (shape.tower, count * shape.patches),
             "language": (shape.language, count + TEXT),
         }.items():
             size = dataclasses.replace(block, dtype=dtype)
@@ -130,10 +141,26 @@ def _times(shape: Shape, config: Config, dtype: str, timer: Callable) -> tuple[d
                 found[f"{part}/{name} {count}"] = timer(run, *arrays)
                 flops[f"{part}/{name} {count}"] = work
         found[f"projector {count}"], flops[f"projector {count}"] = _projector(shape, count, dtype, timer)
+        size = dataclasses.replace(shape.language, dtype=dtype)
+        found[f"language/step {count}"] = timer(*_step(size, count + TEXT))
         if count < config.tokens:
-            for name, value in _merge(shape.tower.d_model, config.tokens, dtype, count, timer).items():
+            behind = shape.tower.d_model if shape.patches == 1 else shape.language.d_model
+            for name, value in _merge(behind, config.tokens, dtype, count, timer).items():
                 found[f"merge/{name} {count}"] = value
+            if shape.patches > 1:  # whole cells merge
+                cells = _merge(shape.patches * shape.tower.d_model, config.tokens, dtype, count, timer)
+                found[f"merge/inside {count}"] = cells["compiled"]
     return found, flops
+
+
+def _step(size: BlockSize, before: int) -> tuple[Callable, TransformerBlock, jax.Array, jax.Array, ops.KVCache]:
+    """One token through a block of the language model, with so many in the cache: a function and its arguments."""
+    block, rng = _cast(TransformerBlock(size, rngs=nnx.Rngs(0)), size.dtype), np.random.default_rng(0)
+    k, v = (jnp.asarray(rng.standard_normal((1, before, size.groups, size.head_width)), size.dtype) for _ in range(2))
+    cache = ops.append_keys(ops.empty_cache(1, before + 1, size.groups, size.head_width, dtype=size.dtype), k, v)
+    x = jnp.asarray(rng.standard_normal((1, 1, size.d_model)), size.dtype)
+    angles = rope_angles(jnp.full((1, 1), before), size.head_width)
+    return _jit(lambda block, x, angles, cache: block(x, angles=angles, cache=cache)[0]), block, x, angles, cache
 
 
 def _parts(size: BlockSize, tokens: int, blocks: int) -> dict[str, tuple[Callable, tuple, int]]:
@@ -174,6 +201,11 @@ def _parts(size: BlockSize, tokens: int, blocks: int) -> dict[str, tuple[Callabl
 
 def _projector(shape: Shape, tokens: int, dtype: str, timer: Callable) -> tuple[float, int]:
     d_in, d_out = shape.tower.d_model, shape.language.d_model
+    if shape.patches > 1:
+        size = QwenVisionConfig(d_model=d_in, d_out=d_out, heads=shape.tower.heads, dtype=dtype)
+        merger, wide = _cast(PatchMerger(size, rngs=nnx.Rngs(0)), dtype), d_in * shape.patches
+        x = jnp.ones((1, tokens * shape.patches, d_in), dtype)
+        return timer(_jit(lambda merger, x: merger(x)), merger, x), 2 * tokens * wide * (wide + d_out)
     projector = _cast(Projector("mlp2x_gelu", d_in, d_out, dtype=dtype, rngs=nnx.Rngs(0)), dtype)
     x = jnp.ones((1, tokens, d_in), dtype)
     return timer(_jit(lambda projector, x: projector(x)), projector, x), 2 * tokens * d_out * (d_in + d_out)
@@ -188,14 +220,22 @@ def _merge(d_model: int, tokens: int, dtype: str, m: int, timer: Callable) -> di
     return {"compiled": compiled, "eager": timer(lambda x: merger(x, m)[:3], x)}
 
 
-def _whole(shape: Shape, found: dict[str, float], config: Config) -> dict[str, float]:
-    """The time of a prompt: every block, the projector and the merge, from the parts that were timed."""
+def _whole(shape: Shape, found: dict[str, float], config: Config, dtype: str) -> dict[str, float]:
+    """What the model takes: every block, the projector and the merge, from the parts that were timed."""
     totals = {}
     tower = shape.tower_blocks * found[f"tower/block {config.tokens}"] / config.blocks
+    pairs = 2 * shape.language_blocks * shape.language.groups * shape.language.head_width
     for count in (config.tokens, *config.budgets):
         language = shape.language_blocks * found[f"language/block {count}"] / config.blocks
         merge = found.get(f"merge/compiled {count}", 0.0)
         totals[f"model {count}"] = tower + merge + found[f"projector {count}"] + language
+        totals[f"decode {count}"] = shape.language_blocks * found[f"language/step {count}"]
+        totals[f"cache MB {count}"] = pairs * (count + TEXT) * jnp.dtype(dtype).itemsize / 1e6
+        if count < config.tokens:
+            merge = found.get(f"merge/inside {count}", merge)
+            fewer = (shape.tower_blocks - shape.inside) * found[f"tower/block {count}"] / config.blocks
+            rest = merge + fewer + found[f"projector {count}"] + language
+            totals[f"inside {count}"] = tower * shape.inside / shape.tower_blocks + rest
     return totals
 
 

@@ -82,6 +82,8 @@ def test_the_speed(tmp_path):
     config = token_merge_speed.Config(smoke=True, tokens=16, budgets=(4,), dtypes=("float32",), out_dir=tmp_path)
     metrics = token_merge_speed.main(config)["metrics"]
     assert set(metrics) >= {"float32/merge/compiled 4", "float32/language/mlp 16", "float32/model 4"}
+    assert set(metrics) >= {"float32/inside 4", "float32/decode 16", "float32/language/step 4"}
+    assert metrics["float32/cache MB 16"]["mean"] == 2 * 2 * 64 * (16 + 64) * 4 / 1e6
 
 
 def _archive(tmp_path):
