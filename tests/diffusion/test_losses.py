@@ -74,6 +74,38 @@ def test_the_first_step_is_a_likelihood():
     np.testing.assert_allclose(terms["vb"], bits, atol=2e-3)
 
 
+class Echo(nnx.Module):
+    """Predicts its input plus a thousandth of the time it is told."""
+
+    image_shape = (2, 2, 1)
+    null_label = None
+    learn_sigma = False
+
+    def __call__(self, images, times, labels=None, *, train=False, key=None):
+        return images + times[:, None, None, None] / 1000
+
+
+def test_a_shortened_schedule_tells_the_times_of_the_full_one():
+    images, _, noise = setting()
+    short = SCHEDULE.respaced(4)
+    terms = hybrid_terms(Echo(), images, jnp.array([1, 2, 3]), noise, schedule=short)
+    bars = short.alpha_bars[1:, None, None, None]
+    out = np.sqrt(bars) * images + np.sqrt(1 - bars) * noise + np.array([0.333, 0.666, 0.999])[:, None, None, None]
+    np.testing.assert_allclose(terms["mse"], ((noise - out) ** 2).mean((1, 2, 3)), rtol=1e-4)
+
+
+def test_the_bound_is_the_divergence_of_two_normals():
+    images, times, noise = setting()
+    error = 0.2
+    terms = hybrid_terms(Told(noise + error, jnp.zeros_like(noise)), images, times, noise, schedule=SCHEDULE)
+    bars, (least, largest) = SCHEDULE.alpha_bars, (bound[np.asarray(times)] for bound in SCHEDULE.log_variance_bounds)
+    t = np.asarray(times)
+    apart = SCHEDULE.posterior_mean[0][t] * error * np.sqrt(1 / bars[t] - 1)
+    log = (least + largest) / 2
+    wanted = 0.5 * (-1 + log - least + np.exp(least - log) + apart**2 / np.exp(log)) / math.log(2)
+    np.testing.assert_allclose(terms["vb"], wanted, rtol=2e-3, atol=1e-5)
+
+
 class Velocity(nnx.Module):
     """The velocity from one image, 0.3 everywhere, to the noise, and something added to it."""
 

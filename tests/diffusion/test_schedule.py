@@ -81,3 +81,15 @@ def test_add_noise():
 def test_messages(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_quadratic_spacing_is_even_in_the_root_of_time():
+    assert linear_schedule(1000).respaced(4, "quadratic").timesteps.tolist() == [0, 111, 444, 999]
+
+
+def test_the_first_variance_is_that_of_the_second_step():
+    schedule = linear_schedule(1000)
+    least, largest = schedule.log_variance_bounds
+    bars = np.cumprod(1 - schedule.betas[:2])
+    np.testing.assert_allclose(np.exp(least[:2]), schedule.betas[1] * (1 - bars[0]) / (1 - bars[1]))
+    np.testing.assert_allclose(np.exp(largest), schedule.betas)

@@ -1,5 +1,7 @@
 """Metrics of what a merge loses, against plain formulas."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,3 +38,26 @@ def test_effective_rank_and_entropy():
 def test_infonce_is_bounded():
     assert float(metrics.infonce_bound(1e3 * jnp.eye(8))) <= np.log(8) + 1e-6
     np.testing.assert_allclose(metrics.infonce_bound(jnp.zeros((8, 8))), 0.0, atol=1e-6)
+
+
+def test_debiased_cka_is_a_sum_over_four_different_rows():
+    """The estimate by its definition: the mean over all ordered fours (Song et al. 2012, equation 4)."""
+    x, y = draw(6, 2), draw(6, 3, seed=1)
+
+    def hsic(k, l):
+        fours = list(itertools.permutations(range(6), 4))
+        terms = [k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in fours]
+        return np.sum(terms) / len(fours)
+
+    k, l = (np.asarray(v @ v.T, np.float64) for v in (x, y))
+    wanted = hsic(k, l) / np.sqrt(hsic(k, k) * hsic(l, l))
+    np.testing.assert_allclose(metrics.linear_cka(x, y), wanted, rtol=1e-3)
+
+
+def test_retention_and_reconstruction():
+    whole, merged = jnp.eye(4)[jnp.array([0, 1, 2, 3])], jnp.eye(4)[jnp.array([0, 2, 2, 1])]
+    np.testing.assert_allclose(metrics.accuracy_retention(whole, merged, jnp.array([0, 1, 2, 0])), 2 / 3, rtol=1e-6)
+    x, back = jnp.array([[[3.0, 4.0], [1.0, 0.0]]]), jnp.array([[[1.0, 0.0], [0.0, 2.0]]])
+    np.testing.assert_allclose(metrics.cosine_reconstruction(x, back), 0.3, rtol=1e-5)
+    shifted = jnp.array([[[101.0, 0.0], [99.0, 0.0], [100.0, 1.0], [100.0, -1.0]]])
+    np.testing.assert_allclose(metrics.effective_rank(shifted), 2.0, rtol=1e-3)

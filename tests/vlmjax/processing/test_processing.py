@@ -104,3 +104,29 @@ def test_chats_of_several_turns_are_the_first_turn_and_the_next():
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
     )
     assert text.endswith("<|image_pad|><|vision_end|>What?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_the_middle_and_the_square():
+    image = picture(5, 8)
+    np.testing.assert_array_equal(processing.center_crop(image, 2, 3), image[1:3, 2:5])
+    square = processing.pad_to_square(image, (1, 2, 3))
+    np.testing.assert_array_equal(square[1:6], image)
+    assert (square[[0, 6, 7]] == [1, 2, 3]).all()
+
+
+def test_padding_has_the_mean_color_cut_to_whole_numbers():
+    image = picture(2, 4)
+    mean = (0.5, 0.25, 0.999)
+    fitted = processing.fit_image(image, 4, fit="pad", mean=mean, std=(1.0, 1.0, 1.0))
+    np.testing.assert_allclose(fitted[0, 0], np.array([127, 63, 254]) / 255 - mean, atol=1e-6)
+    np.testing.assert_allclose(fitted[1:3], image / 255 - mean, atol=1e-6)
+
+
+def test_crops_of_an_image_that_does_not_fill_its_size():
+    """Of (10, 21) into (16, 32): the width is filled, the height is 15.2, rounded up to 16."""
+    image = np.full((10, 21, 3), 255, np.uint8)
+    crops = processing.anyres_crops(image, [(16, 32), (32, 16)], 16, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert crops.shape == (3, 16, 16, 3) and (crops == 1).all()
+    tall = processing.anyres_crops(image[:8], [(16, 32), (32, 16)], 16, mean=(0.0,) * 3, std=(1.0,) * 3)
+    rows = tall[1, :, 0, 0]  # 8 * 32 / 21 = 12.2: 13 rows of white from the second on
+    assert rows.tolist() == [0, *[1] * 13, 0, 0]
