@@ -70,6 +70,9 @@ class Letters:
 
 def main(config: Config = Config()) -> list[str]:
     """Holds the conversation and prints it; returns the answers."""
+    missing = [path for path in config.image if not path.is_file()]
+    if missing:
+        raise errors.bad_argument(NAME, "image", str(missing[0]), "a file; there is none of that name")
     talk = _conversation(config)
     images = [str(path) for path in config.image]
     if config.smoke and not images:

@@ -19,3 +19,10 @@ def test_the_profile(tmp_path, blocks):
     assert tower["attention"]["flops"] == 4 * 4 * 16 * 16 * 64
     assert 2 * 4 * 16 * 3 * 64 * 64 <= tower["q, k, v"]["flops"] <= 1.02 * 2 * 4 * 16 * 3 * 64 * 64
     assert tower["patches"]["flops"] >= 2 * 16 * 1176 * 64
+
+
+def test_a_chat_names_an_image_that_is_not_there(tmp_path):
+    from experiments import vlm_chat
+
+    with pytest.raises(ValueError, match=r"vlm_chat: image must be a file; .* got '.*no\.jpg'"):
+        vlm_chat.main(vlm_chat.Config(smoke=True, image=(tmp_path / "no.jpg",)))
