@@ -12,6 +12,8 @@ import pathlib
 
 import tyro
 
+from ssmjax.paths import LocalPaths
+
 __all__ = ["Config", "draw", "lines"]
 
 STYLES = {
@@ -24,7 +26,7 @@ PASSES = {"forward": "plain", "forward+backward": "with z, bias and softplus"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LocalPaths):
     """What to draw.
 
     Attributes:

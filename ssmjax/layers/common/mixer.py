@@ -5,12 +5,22 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from ssmjax import _compat
-from ssmjax.layers.common.checks import check_mask, check_segment_ids
+from ssmjax import _compat, errors
+from ssmjax.layers.common.checks import check_array, check_mask, check_segment_ids
 from ssmjax.layers.common.padding import Compaction, compact
 from ssmjax.shapes import Array, Bool, Float, Int, Mask, SegmentIds, Tokens
 
-__all__ = ["Entry", "Mixer", "PackedState", "bare_state", "begins_segment", "enter", "enter_state", "leave_state"]
+__all__ = [
+    "Entry",
+    "Mixer",
+    "PackedState",
+    "bare_state",
+    "begins_segment",
+    "check_state",
+    "enter",
+    "enter_state",
+    "leave_state",
+]
 
 
 @runtime_checkable
@@ -115,7 +125,7 @@ def enter_state(
     >>> state.tolist(), segment.tolist()
     ([[1.0], [0.0]], [4, 7])
     """
-    bare, before = bare_state(state), state.segment if isinstance(state, PackedState) else None
+    bare, before = state if isinstance(state, PackedState) else (state, None)
     if segment_ids is None or not segment_ids.shape[1]:
         return bare, before
     segment_ids = jnp.asarray(segment_ids, jnp.int32)
@@ -168,14 +178,39 @@ def enter(layer: Mixer, u: Tokens, *, mask: Mask | None, segment_ids: SegmentIds
         ValueError: The mask or the ids do not fit the tokens.
     """
     where = type(layer).__name__
+    check_array(where, "u", u, (None, None, None), "(b, l, d)", "Features are last, time is second.")
     check_mask(where, mask, u.shape[:2])
     check_segment_ids(where, segment_ids, u.shape[:2])
+    if state is not None:
+        check_state(layer, state, u.shape[0])
     padding = None if mask is None else compact(mask)
     if padding is not None:
         u, segment_ids = padding.apply(u), padding.ids(segment_ids)
     state = _compat.split_as(layer.init_state(u.shape[0]) if state is None else state, u)
     state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
     return Entry(u, segment_ids, state, segment, padding)
+
+
+def check_state(layer: Mixer, state: Any, batch: int) -> None:
+    """Raises `ValueError` unless a state, bare or packed, has the arrays of `layer.init_state(batch)`.
+
+    >>> from flax import nnx
+    >>> from ssmjax.layers import Mamba
+    >>> mixer = Mamba(8, d_state=4, rngs=nnx.Rngs(0))
+    >>> check_state(mixer, mixer.init_state(3), 2)
+    Traceback (most recent call last):
+    ValueError: Mamba: state.conv must be (b, ...) = (2, 3, 16), got (3, 3, 16) float32. `init_state(b)` makes one.
+    """
+    where, state, wanted = type(layer).__name__, bare_state(state), jax.eval_shape(lambda: layer.init_state(1))
+    remedy = "`init_state(b)` makes one."
+    if jax.tree.structure(state) != jax.tree.structure(wanted):
+        raise errors.bad_argument(where, "state", state, f"a {type(wanted).__name__} of arrays", remedy)
+    named = jax.tree_util.tree_leaves_with_path(wanted)
+    for (path, one), got in zip(named, jax.tree.leaves(state), strict=True):
+        name, sizes = f"state{jax.tree_util.keystr(path)}", (batch, *one.shape[1:])
+        check_array(where, name, got, sizes, f"(b, ...) = {sizes}", remedy)
+        if jnp.issubdtype(one.dtype, jnp.floating) and not jnp.issubdtype(got.dtype, jnp.floating):
+            raise errors.bad_shape(where, name, got, "of real floats", remedy)
 
 
 def leave_state(state: Any, segment: Int[Array, " b"] | None) -> Any:

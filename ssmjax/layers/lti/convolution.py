@@ -68,13 +68,13 @@ class ConvolutionLayer(nnx.Module):
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        d_model, channels = as_sizes(self._name, d_model=d_model, channels=channels)
+        d_model, channels = as_sizes(type(self).__name__, d_model=d_model, channels=channels)
         if bidirectional not in get_args(Bidirectional):
             known = get_args(Bidirectional)
-            raise ValueError(f"{self._name}: {errors.unknown_name('bidirectional', bidirectional, known)}")
+            raise ValueError(f"{type(self).__name__}: {errors.unknown_name('bidirectional', bidirectional, known)}")
         self.d_model, self.channels = d_model, channels
         self.bidirectional = bidirectional
-        self.dtype = as_float_dtype(self._name, dtype)
+        self.dtype = as_float_dtype(type(self).__name__, dtype)
         self.D = parameter(jax.random.normal(rngs.params(), (channels, d_model), param_dtype), "D")
 
     def __call__(
@@ -175,7 +175,7 @@ class ConvolutionLayer(nnx.Module):
         Raises:
             ValueError: `u` is not one token a row, or the layer runs in both directions.
         """
-        where = f"{self._name}.step"
+        where = f"{type(self).__name__}.step"
         wanted = f"(b, {self.d_model}), one token a row"
         check_array(where, "u", u, (None, self.d_model), wanted, "Call the layer itself for a sequence.")
         check_real(where, "u", u, wanted)
@@ -250,7 +250,7 @@ class ConvolutionLayer(nnx.Module):
         return self.D[...].astype(jnp.float32)[None, :, None] * x[:, None]
 
     def _check(self, u, mask, segment_ids, state, return_state, rate, mode) -> None:
-        where = self._name
+        where = type(self).__name__
         options = dict(mask=mask, segment_ids=segment_ids, rate=rate, return_state=return_state)
         check_call(where, u, self.d_model, **options)
         stateful = state is not None or return_state
@@ -274,20 +274,20 @@ class ConvolutionLayer(nnx.Module):
         """Returns a state in the dtype of this layer's own."""
         real = getattr(self.kernel, "real", False)
         if real and jnp.iscomplexobj(state):
-            raise errors.bad_shape(self._name, "state", state, "real, as its modes are", "`init_state(b)` makes one.")
+            raise errors.bad_shape(
+                type(self).__name__, "state", state, "real, as its modes are", "`init_state(b)` makes one."
+            )
         return jnp.asarray(state, jnp.float32 if real else jnp.complex64)
 
     def _check_one_direction(self) -> None:
         if self.bidirectional != "none":
             remedy = "The reverse direction needs the whole sequence at once; build it with bidirectional='none'."
-            raise errors.bad_argument(self._name, "state", "a state to carry", "left out in both directions", remedy)
+            raise errors.bad_argument(
+                type(self).__name__, "state", "a state to carry", "left out in both directions", remedy
+            )
 
     def _taps(self, length: int, rate: float | Array) -> int:
-        return length if self.l_max is None else min(max(1, length), longest(self._name, self.l_max, rate))
-
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
+        return length if self.l_max is None else min(max(1, length), longest(type(self).__name__, self.l_max, rate))
 
 
 def longest(where: str, l_max: int, rate: float | Array) -> int:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax import errors, ops
+from ssmjax import errors
 from ssmjax.layers.common.checks import (
     as_float_dtype,
     as_sizes,
@@ -24,6 +24,7 @@ from ssmjax.layers.common.checks import (
 )
 from ssmjax.layers.common.mixer import PackedState, bare_state, begins_segment, enter_state, leave_state
 from ssmjax.layers.common.padding import Compaction, compact
+from ssmjax.ops.linear_scan.api import scan_steps
 from ssmjax.shapes import Array, Bool, Complex, Float, Int, Mask, SegmentIds, Tokens
 
 __all__ = ["Bidirectional", "Matrices", "ScanLayer"]
@@ -122,7 +123,7 @@ class ScanLayer(nnx.Module):
         else:
             inputs = self._project(u, B)
             driven = gain.astype(inputs.dtype) * inputs
-        h, last = ops.linear_scan(_cut(decay, begins), driven, state, return_state=True)
+        h, last = scan_steps(_cut(decay, begins), driven, state)
         states = [h]
         if self.bidirectional != "none":
             ends = None if begins is None else jnp.pad(begins[:, 1:], ((0, 0), (0, 1)))[:, : u.shape[1]]
@@ -205,7 +206,7 @@ class ScanLayer(nnx.Module):
         self, decay: Complex[Array, "*steps p"], driven: Complex[Array, "b l p"], ends: Bool[Array, "b l"] | None
     ) -> Complex[jax.Array, "b l p"]:
         """The states of the reverse direction; padding at the end holds zeros, so they start at the last real token."""
-        h = ops.linear_scan(_cut(decay, ends), driven, reverse=True)
+        h, _ = scan_steps(_cut(decay, ends), driven, reverse=True)
         if self.bidirectional == "inclusive":
             return h
         h = jnp.concatenate([h[:, 1:], jnp.zeros_like(h[:, :1])], axis=1)[:, : h.shape[1]]

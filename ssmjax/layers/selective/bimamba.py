@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
-from ssmjax.layers.common.checks import check_segment_ids
+from ssmjax.layers.common.checks import check_array, check_segment_ids
 from ssmjax.layers.common.padding import Compaction, compact
 from ssmjax.layers.selective.parts import MixerSize, branch_parts, project_out, projection, scan_inputs, state_log
 from ssmjax.ops._half import widen
@@ -131,6 +131,7 @@ class BiMamba(nnx.Module):
         """
         if state is not None or return_state:
             self._refuse_state()
+        check_array("BiMamba", "u", u, (None, None, None), "(b, l, d)", "Features are last, time is second.")
         check_segment_ids("BiMamba", segment_ids, u.shape[:2])
         padding = None
         if mask is not None:

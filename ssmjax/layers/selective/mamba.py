@@ -9,9 +9,11 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, ops
 from ssmjax.layers.common.checks import check_segment_ids
-from ssmjax.layers.common.mixer import PackedState, enter, enter_state, leave_state
+from ssmjax.layers.common.mixer import PackedState, check_state, enter, enter_state, leave_state
 from ssmjax.layers.selective.parts import MixerSize, branch_parts, project_out, projection, scan_inputs, state_log
 from ssmjax.ops._half import widen
+from ssmjax.ops.selective_scan.api import scan_call
+from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
 
 __all__ = ["Mamba", "MambaState"]
@@ -134,20 +136,8 @@ class Mamba(nnx.Module):
         if padding is not None:
             window = padding.window(conv_in, state.conv, segment_ids)
             x, dt = padding.silence(x, dt)
-        y, ssm = ops.selective_scan(
-            widen(x),
-            dt,
-            -jnp.exp(self.A_log[...].astype(jnp.float32)),
-            B,
-            C,
-            D=self.D[...],
-            z=z,
-            dt_bias=self.dt_proj.bias[...],
-            dt_softplus=True,
-            h0=state.ssm,
-            segment_ids=segment_ids,
-            return_state=True,
-        )
+        A, D, dt_bias = -jnp.exp(self.A_log[...].astype(jnp.float32)), self.D[...], self.dt_proj.bias[...]
+        y, ssm = scan_call(ScanCall(widen(x), dt, A, B, C, D, z, dt_bias, True, state.ssm, segment_ids))
         return entry.leave(project_out(self.out_proj, y, self.dtype), MambaState(window, ssm), return_state)
 
     def init_state(self, batch: int) -> MambaState:
@@ -181,6 +171,7 @@ class Mamba(nnx.Module):
                 "Mamba.step", "u", u, "(b, d), one token a row", "Call the layer itself for a sequence."
             )
         check_segment_ids("Mamba.step", segment_ids, u.shape[:1])
+        check_state(self, state, u.shape[0])
         state, segment = enter_state(state, None if segment_ids is None else segment_ids[:, None])
         conv_in, z = jnp.split(self.in_proj(u), 2, axis=-1)
         x, window = self.conv1d(conv_in[:, None], state=state.conv, return_state=True)

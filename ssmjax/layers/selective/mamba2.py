@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from ssmjax import errors, init, ops
 from ssmjax.layers.common.checks import check_segment_ids
-from ssmjax.layers.common.mixer import PackedState, enter, enter_state, leave_state
+from ssmjax.layers.common.mixer import PackedState, check_state, enter, enter_state, leave_state
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.selective.gated_norm import GatedRMSNorm
 from ssmjax.layers.selective.parts import ShortConv, projection
@@ -229,6 +229,7 @@ class Mamba2(nnx.Module):
             remedy = "Call the layer itself for a sequence."
             raise errors.bad_shape("Mamba2.step", "u", u, "(b, d), one token a row", remedy)
         check_segment_ids("Mamba2.step", segment_ids, u.shape[:1])
+        check_state(self, state, u.shape[0])
         state, segment = enter_state(state, None if segment_ids is None else segment_ids[:, None])
         z0, x0, z, conv_in, dt = jnp.split(self.in_proj(u), self.size.cuts, axis=-1)
         xBC, window = self.conv1d(conv_in[:, None], state=state.conv, return_state=True)

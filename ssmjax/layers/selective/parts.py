@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax import errors, init, ops
+from ssmjax import errors, init
 from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.ops._half import narrow
+from ssmjax.ops.causal_conv1d.api import convolve_causally
 from ssmjax.shapes import Array, Expanded, Float, SegmentIds, Tokens
 
 __all__ = ["MixerSize", "ShortConv", "branch_parts", "project_out", "projection", "scan_inputs", "state_log"]
@@ -103,14 +104,14 @@ class ShortConv(nnx.Module):
         reverse: bool = False,
         return_state: bool = False,
     ) -> Expanded | tuple[Expanded, Float[Array, "b taps e"]]:
-        """Convolves (b l e); the options are those of `ssmjax.ops.causal_conv1d`."""
-        return ops.causal_conv1d(
+        """Convolves (b l e); the options are those of `ssmjax.ops.causal_conv1d`, which the mixer has checked."""
+        return convolve_causally(
             x.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
             None if self.bias is None else self.bias[...].astype(self.dtype),
-            activation="silu",
-            state=state,
-            segment_ids=segment_ids,
+            "silu",
+            state,
+            segment_ids,
             reverse=reverse,
             return_state=return_state,
         )

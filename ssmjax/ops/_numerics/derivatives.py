@@ -1,5 +1,6 @@
 """Forward-mode derivatives of ops whose backward pass is their own: jax has none, and here the error says what does."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -43,25 +44,21 @@ def reverse_only(op: str, function: Callable[..., Any], *args: Any) -> Any:
     >>> float(jax.grad(lambda x: reverse_only("example", lambda x: 3 * x, x))(1.0))
     3.0
     """
-
-    def watch(x):  # a derivative comes with a tracer
-        known = not isinstance(x, jax.core.Tracer) or not jnp.issubdtype(x.dtype, jnp.inexact)
-        return x if known else _watched(x, op)
-
-    args = jax.tree.map(watch, args)
+    leaves, structure = jax.tree.flatten(args)
+    for i, x in enumerate(leaves):  # a derivative comes with a tracer
+        if isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.inexact):
+            leaves[i] = _watched(x, op)
     try:
-        return function(*args)
+        return function(*jax.tree.unflatten(structure, leaves))
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise
         _refuse(op=op)
 
 
-def _watched_fun(x, op):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _watched(x, op):
     return x
-
-
-_watched = jax.custom_jvp(_watched_fun, nondiff_argnums=(1,))
 
 
 @_watched.defjvp

@@ -1,5 +1,7 @@
 """Numbers as unevaluated sums of two floats, for the few places where a rounding error is multiplied by the length.
 
+They reduce angles of many turns, so that sine and cosine are correct to the rounding of a float.
+
 `exp(l x)` turns by `l Im(x)` radians, so that a rounding error of `x` grows with `l`. A step's angle and the squares
 `A_bar^(2^k)` are therefore formed with about 46 bits (Dekker 1971, "A floating-point technique for extending the
 available precision"), on arrays without a time axis, and rounded to one float once.
@@ -7,10 +9,26 @@ available precision"), on arrays without a time axis, and rounded to one float o
 A `Double` is a pair `(high, low)` of arrays. In float64 the same code runs, and `low` is zero.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-__all__ = ["Double", "add", "divide", "double", "multiply", "negate", "square", "two_product"]
+__all__ = [
+    "Double",
+    "add",
+    "divide",
+    "double",
+    "multiply",
+    "negate",
+    "reduced_angle",
+    "square",
+    "turns",
+    "two_product",
+]
+
+TURN = 1 / (2 * math.pi)
 
 Double = tuple[jax.Array, jax.Array]
 
@@ -71,6 +89,28 @@ def divide(a_re: Double, a_im: Double, b_re: Double, b_im: Double) -> tuple[Doub
     rest_im = add(a_im, negate(add(multiply(re, b_im), multiply(im, b_re))))
     low_re, low_im = quotient(rest_re[0], rest_im[0])
     return _renormalize(re[0], low_re), _renormalize(im[0], low_im)
+
+
+def turns(a: jax.Array, dt: jax.Array) -> Double:
+    """`dt a / 2 pi` less its nearest integer."""
+    turn = np.asarray(TURN, dt.dtype)
+    rest = np.asarray(TURN - float(turn), dt.dtype)
+    high, low = multiply(two_product(a, dt), (jnp.full_like(dt, turn), jnp.full_like(dt, rest)))
+    return high - jnp.round(high), low
+
+
+@jax.custom_jvp
+def reduced_angle(a: jax.Array, dt: jax.Array, steps: jax.Array) -> jax.Array:
+    """`steps dt a` less a multiple of 2 pi, in [-pi, pi]; `steps` are whole numbers in the dtype of `dt`."""
+    high, low = turns(a, dt)
+    high, rest = two_product(high, steps)
+    return (2 * math.pi) * ((high - jnp.round(high)) + (rest + steps * low))
+
+
+@reduced_angle.defjvp
+def _reduced_angle_jvp(primals, tangents):
+    (a, dt, steps), (da, ddt, _) = primals, tangents
+    return reduced_angle(a, dt, steps), steps * (da * dt + a * ddt)
 
 
 def _renormalize(high: jax.Array, low: jax.Array) -> Double:

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from ssmjax.ops._numerics import double_float as df
-from ssmjax.ops._numerics.angle import turns
 from ssmjax.ops._numerics.pairs import Pair, times
 from ssmjax.ops._numerics.transition import transition
 
@@ -54,7 +53,7 @@ def _with_derivative_jvp(primals, tangents):
 def _exponential_squares(A: Pair, dt: jax.Array, rule: str, count: int) -> Pair:
     """Returns the squares of `exp(dt A)`: exponentials of doubled arguments, whose angle has extra bits."""
     del rule
-    high, low = turns(A[1], dt)
+    high, low = df.turns(A[1], dt)
     rate = dt * A[0]
 
     def power(doubling):
@@ -101,13 +100,10 @@ def factors(squared: Pair, length: int, q: int) -> tuple[Pair, Pair]:
 
 def _fill(squared: Pair, first: int, last: int) -> Pair:
     """The powers 0, 1, 2, ... of `squared[first]` along a new axis -2, from the squares `first`, ..., `last - 1`."""
-
-    def square(k):  # in two steps: an index beside a None is a gather in older JAX, and its gradient a scatter-add
-        return tuple(part[k][..., None, :] for part in squared)
-
-    re, im = square(0)
-    re, im = jnp.ones_like(re), jnp.zeros_like(im)
+    # Axis and index in two steps: an index beside a None is a gather in older JAX, and its gradient a scatter-add.
+    by = tuple(part[..., None, :] for part in squared)
+    re, im = jnp.ones_like(by[0][0]), jnp.zeros_like(by[1][0])
     for k in range(first, last):
-        more = times((re, im), square(k))
+        more = times((re, im), (by[0][k], by[1][k]))
         re, im = jnp.concatenate([re, more[0]], axis=-2), jnp.concatenate([im, more[1]], axis=-2)
     return re, im

@@ -9,7 +9,7 @@ from ssmjax.ops.causal_conv1d.reference import causal_conv1d_reference
 from ssmjax.ops.causal_conv1d.xla import causal_conv1d_xla, run_of
 from ssmjax.shapes import Array, Expanded, Float, SegmentIds
 
-__all__ = ["causal_conv1d"]
+__all__ = ["causal_conv1d", "convolve_causally"]
 
 IMPLEMENTATIONS = {"xla": causal_conv1d_xla, "reference": causal_conv1d_reference}
 
@@ -65,8 +65,15 @@ def causal_conv1d(
     _checks.require_arrays("causal_conv1d", x=x, weight=weight)
     errors.require_flags("causal_conv1d", reverse=reverse, return_state=return_state)
     _check(x, weight, bias, activation, state, segment_ids)
-    available = dict.fromkeys(IMPLEMENTATIONS)
-    chosen = backend.resolve("causal_conv1d", implementation, available)
+    options = dict(reverse=reverse, return_state=return_state, implementation=implementation)
+    return convolve_causally(x, weight, bias, activation, state, segment_ids, **options)
+
+
+def convolve_causally(
+    x, weight, bias, activation, state, segment_ids, *, reverse=False, return_state=False, implementation="auto"
+):
+    """`causal_conv1d` of arguments that are known to be right, as those of a layer are."""
+    chosen = backend.resolve("causal_conv1d", implementation, dict.fromkeys(IMPLEMENTATIONS))
     x, weight, bias, state, segment_ids = jax.tree.map(jnp.asarray, (x, weight, bias, state, segment_ids))
     state = _compat.split_as(state, x)
     y = IMPLEMENTATIONS[chosen](x, weight, bias, activation, state, segment_ids, reverse)

@@ -67,7 +67,7 @@ def _correlate_fwd(activation, center, alone, v, weight, bias, run):
 
 def _correlate_bwd(activation, center, alone, saved, dy):
     v, weight, bias, run = saved
-    g = dy.astype(_real(v))
+    g = dy.astype(real_type(v))
     if activation == "silu":
         y = _pre_activation(center, alone, v, weight, bias, run)
         sigmoid = jax.nn.sigmoid(y)
@@ -87,7 +87,7 @@ _correlate.defvjp(_correlate_fwd, _correlate_bwd)
 
 
 def _pre_activation(center, alone, v, weight, bias, run):
-    y = 0 if bias is None else bias.astype(_real(v))[None, None]
+    y = 0 if bias is None else bias.astype(real_type(v))[None, None]
     for o, (tap, same) in enumerate(_taps(center, alone, v, run, weight.shape[0])):
         term = tap * weight[o].astype(tap.dtype)[None, None]
         y = y + (term if same is None else jnp.where(same, term, 0))
@@ -97,16 +97,12 @@ def _pre_activation(center, alone, v, weight, bias, run):
 def _taps(center, alone, v, run, k):
     """The k shifted views (b l e) of `v` in float32, each with where it counts (b l 1), None for everywhere."""
     first, extra = (center, 0) if alone else (0, 1 - k)
-    l = v.shape[1] + extra
+    l, v = v.shape[1] + extra, v.astype(real_type(v))
     for o in range(k):
         same = None if run is None else (run[:, o : o + l] == run[:, center : center + l])[..., None]
-        yield _shifted(v.astype(_real(v)), first - o, extra), same
+        yield _shifted(v, first - o, extra), same
 
 
 def _shifted(v, by: int, extra: int):
     """`v` moved along axis 1, with zeros where nothing comes in, and `extra` rows more (or fewer) at its end."""
     return jax.lax.pad(v, jnp.zeros((), v.dtype), [(0, 0, 0), (by, extra - by, 0), (0, 0, 0)])
-
-
-def _real(v):
-    return real_type(v)

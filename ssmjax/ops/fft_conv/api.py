@@ -62,9 +62,6 @@ def fft_conv(
     [1.0, 0.5, 2.0]
     """
     where = "fft_conv"
-    _require_floats(where, x, kernel, D)
-    if x.ndim != 3:
-        raise errors.bad_shape(where, "x", x, "of rank 3, (b l d)", "For images or videos use fft_conv_nd.")
     _check(where, x, kernel, D)
     return convolve(where, x, kernel, D, (_checks.as_tap(where, "origin", origin, kernel.shape[-2]),), implementation)
 
@@ -106,11 +103,6 @@ def fft_conv_nd(
     [[1.0, 2.0], [2.0, 4.0]]
     """
     where = "fft_conv_nd"
-    _require_floats(where, x, kernel, D)
-    if x.ndim < 3:
-        raise errors.bad_shape(
-            where, "x", x, "of rank 3 or more, (b *s d)", "For a sequence add a feature: x[..., None]."
-        )
     _check(where, x, kernel, D)
     return convolve(
         where, x, kernel, D, _checks.as_origin(where, origin, kernel.shape[1 - x.ndim : -1]), implementation
@@ -136,12 +128,14 @@ def convolve(where, x, kernel, D, origin, implementation="auto"):
     return (y[:, 0] if one_channel else y).astype(x.dtype)
 
 
-def _require_floats(where, x, kernel, D):
+def _check(where, x, kernel, D):
     _checks.require_arrays(where, x=x, kernel=kernel)
     _checks.require_dtype(where, {"x": x, "kernel": kernel, "D": D}, jnp.floating, "a real floating")
-
-
-def _check(where, x, kernel, D):
+    if where == "fft_conv" and x.ndim != 3:
+        raise errors.bad_shape(where, "x", x, "of rank 3, (b l d)", "For images or videos use fft_conv_nd.")
+    if x.ndim < 3:
+        remedy = "For a sequence add a feature: x[..., None]."
+        raise errors.bad_shape(where, "x", x, "of rank 3 or more, (b *s d)", remedy)
     axes, d = x.ndim - 2, x.shape[-1]
     if kernel.ndim not in (axes + 1, axes + 2) or kernel.shape[-1] != d:
         wanted = f"(*k d) or (c *k d), with {axes} spatial axes and d = {d}"

@@ -28,10 +28,10 @@ def fft_conv_xla(x: jax.Array, kernel: jax.Array, origin: tuple[int, ...]) -> ja
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x, kernel, origin):
-    sides = _sides(x.shape[1:-1], kernel.shape[1:-1], origin)
-    X, K = _transform(_features_first(x), sides), _transform(_circular(_features_first(kernel), origin, sides), sides)
-    y = _inverse(X[:, None] * K[None], sides)
-    return jnp.moveaxis(_cut(y, x.shape[1:-1]), 2, -1)
+    sides, X, K = _spectra(x, kernel, origin)
+    sizes, axes = [size for *_, size in sides], range(-len(sides), 0)
+    y = jnp.fft.irfftn(X[:, None] * K[None], s=sizes, axes=axes)
+    return jnp.moveaxis(y[(..., *map(slice, x.shape[1:-1]))], 2, -1)
 
 
 def _fwd(x, kernel, origin):
@@ -40,12 +40,12 @@ def _fwd(x, kernel, origin):
 
 def _bwd(origin, saved, dy):
     x, kernel = saved
-    sides = _sides(x.shape[1:-1], kernel.shape[1:-1], origin)
-    X, K = _transform(_features_first(x), sides), _transform(_circular(_features_first(kernel), origin, sides), sides)
-    dY = _transform(jnp.moveaxis(dy, -1, 2), sides)
-    dx = _cut(_inverse(jnp.sum(dY * K.conj()[None], axis=1), sides), x.shape[1:-1])
-    dK = _taps(_inverse(jnp.sum(dY * X.conj()[:, None], axis=0), sides), kernel.shape[1:-1], origin, sides)
-    return jnp.moveaxis(dx, 1, -1), jnp.moveaxis(dK, 1, -1)
+    sides, X, K = _spectra(x, kernel, origin)
+    sizes, axes = [size for *_, size in sides], range(-len(sides), 0)
+    dY = jnp.fft.rfftn(jnp.moveaxis(dy, -1, 2), s=sizes, axes=axes)
+    dx = jnp.fft.irfftn(jnp.sum(dY * K.conj()[None], axis=1), s=sizes, axes=axes)[(..., *map(slice, x.shape[1:-1]))]
+    dK = jnp.fft.irfftn(jnp.sum(dY * X.conj()[:, None], axis=0), s=sizes, axes=axes)
+    return jnp.moveaxis(dx, 1, -1), jnp.moveaxis(_taps(dK, kernel.shape[1:-1], origin, sides), 1, -1)
 
 
 _convolve.defvjp(_fwd, _bwd)
@@ -58,37 +58,29 @@ def fast_size(size: int) -> int:
     return min(factor << max(0, (-(-size // factor) - 1).bit_length()) for factor in odd)
 
 
-def _sides(
-    spatial: tuple[int, ...], taps: tuple[int, ...], origin: tuple[int, ...]
-) -> tuple[tuple[int, int, int], ...]:
-    """For each axis: the taps that can matter at offsets 0, 1, ... and -1, -2, ..., and the transform's size.
+def _spectra(x: jax.Array, kernel: jax.Array, origin: tuple[int, ...]):
+    """The transforms of the input (b d *f) and of the kernel (c d *f), and what they take along each axis.
 
-    Of a circular convolution the outputs asked for are those of the linear one if it is at least as long as the input
-    and the further of the two reaches.
+    That is: the taps that can matter at offsets 0, 1, ... and -1, -2, ..., and the size of the transform. Of a circular
+    convolution the outputs asked for are those of the linear one if it is at least as long as the input and the further
+    of the two reaches. There offset 0 comes first, and negative offsets at the end.
     """
     sides = []
-    for l, k, o in zip(spatial, taps, origin, strict=True):
+    x, kernel = (jnp.moveaxis(v, -1, 1) for v in (x, kernel))
+    for axis, (l, k, o) in enumerate(zip(x.shape[2:], kernel.shape[2:], origin, strict=True), start=2):
         past, future = min(k - o, l), min(o, l - 1)
-        sides.append((past, future, fast_size(l + max(past - 1, future))))
-    return tuple(sides)
-
-
-def _features_first(v: jax.Array) -> jax.Array:
-    return jnp.moveaxis(v, -1, 1)
-
-
-def _circular(kernel: jax.Array, origin: tuple[int, ...], sides) -> jax.Array:
-    """Returns the kernel (c d *k) with offset 0 first and negative offsets at the end, as long as the transform."""
-    for axis, (o, (past, future, size)) in enumerate(zip(origin, sides, strict=True), start=2):
+        size = fast_size(l + max(past - 1, future))
+        sides.append((past, future, size))
         now = jax.lax.slice_in_dim(kernel, o, o + past, axis=axis)
         before = jax.lax.slice_in_dim(kernel, o - future, o, axis=axis)
         gap = jnp.zeros((*now.shape[:axis], size - past - future, *now.shape[axis + 1 :]), now.dtype)
         kernel = jnp.concatenate([now, gap, before], axis=axis)
-    return kernel
+    sizes, axes = [size for *_, size in sides], range(-len(sides), 0)
+    return sides, *(jnp.fft.rfftn(v, s=sizes, axes=axes) for v in (x, kernel))
 
 
 def _taps(circular: jax.Array, taps: tuple[int, ...], origin: tuple[int, ...], sides) -> jax.Array:
-    """Returns the transpose of `_circular`."""
+    """The transpose of how `_spectra` lays a kernel out: its taps from the circle."""
     for axis, (k, o, (past, future, size)) in enumerate(zip(taps, origin, sides, strict=True), start=2):
         now = jax.lax.slice_in_dim(circular, 0, past, axis=axis)
         before = jax.lax.slice_in_dim(circular, size - future, size, axis=axis)
@@ -96,17 +88,3 @@ def _taps(circular: jax.Array, taps: tuple[int, ...], origin: tuple[int, ...], s
         padding[axis] = (o - future, k - o - past)
         circular = jnp.pad(jnp.concatenate([before, now], axis=axis), padding)
     return circular
-
-
-def _transform(v: jax.Array, sides) -> jax.Array:
-    sizes = [size for *_, size in sides]
-    return jnp.fft.rfftn(v, s=sizes, axes=range(v.ndim - len(sizes), v.ndim))
-
-
-def _inverse(V: jax.Array, sides) -> jax.Array:
-    sizes = [size for *_, size in sides]
-    return jnp.fft.irfftn(V, s=sizes, axes=range(V.ndim - len(sizes), V.ndim))
-
-
-def _cut(v: jax.Array, spatial: tuple[int, ...]) -> jax.Array:
-    return v[(..., *(slice(l) for l in spatial))]

@@ -10,7 +10,7 @@ from ssmjax.ops.linear_scan.reference import linear_scan_reference
 from ssmjax.ops.linear_scan.xla import linear_scan_xla
 from ssmjax.shapes import Array, Inexact
 
-__all__ = ["linear_scan"]
+__all__ = ["linear_scan", "scan_steps"]
 
 IMPLEMENTATIONS = {"xla": linear_scan_xla, "reference": linear_scan_reference}
 
@@ -59,6 +59,19 @@ def linear_scan(
     _checks.require_arrays("linear_scan", a=a, x=x)
     errors.require_flags("linear_scan", reverse=reverse, return_state=return_state)
     _check(a, x, h0)
+    h, state = scan_steps(a, x, h0, reverse=reverse, implementation=implementation)
+    return (h, state) if return_state else h
+
+
+def scan_steps(
+    a: Inexact[Array, "*decay"],
+    x: Inexact[Array, "b l *f"],
+    h0: Inexact[Array, "b *f"] | None = None,
+    *,
+    reverse: bool = False,
+    implementation: str = "auto",
+) -> tuple[Inexact[jax.Array, "b l *f"], Inexact[jax.Array, "b *f"]]:
+    """`linear_scan` of arguments that are known to be right, as those of a layer are: h and the last state."""
     available = dict.fromkeys(IMPLEMENTATIONS)
     if 0 in x.shape:
         available["xla"] = "an axis has size 0"
@@ -68,8 +81,7 @@ def linear_scan(
     a, x, h0 = jax.tree.map(jnp.asarray, (a, x, h0))
     h0 = _compat.split_as(h0, x)
     h, state = IMPLEMENTATIONS[chosen](a, x, h0, reverse)
-    h = h.astype(common_type(a, x))
-    return (h, state) if return_state else h
+    return h.astype(common_type(a, x)), state
 
 
 def _check(a, x, h0):

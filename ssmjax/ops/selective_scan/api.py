@@ -10,7 +10,7 @@ from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.reference import selective_scan_reference
 from ssmjax.shapes import Array, Float, Inexact, SegmentIds, State
 
-__all__ = ["selective_scan"]
+__all__ = ["scan_call", "selective_scan"]
 
 IMPLEMENTATIONS = {
     "pallas_mosaic": backend.Form(pallas_mosaic.selective_scan_mosaic, pallas_mosaic.supports),
@@ -96,11 +96,17 @@ def selective_scan(
     errors.require_flags("selective_scan", **flags)
     _check(x, dt, A, B, C, D, z, dt_bias, h0, segment_ids)
     arrays = jax.tree.map(jnp.asarray, (x, dt, A, B, C, D, z, dt_bias))
-    h0, segment_ids = _compat.split_as(jax.tree.map(jnp.asarray, (h0, segment_ids)), arrays[0])
     call = ScanCall(*arrays, dt_softplus, h0, segment_ids, reverse, return_state)
-    detail = "xla is sequential on CPU, chunked or sequential by shape elsewhere"
-    y, state = backend.dispatch("selective_scan", implementation, IMPLEMENTATIONS, call, detail)
+    y, state = scan_call(call, implementation)
     return (y, state) if return_state else y
+
+
+def scan_call(call: ScanCall, implementation: str = "auto") -> tuple[Float[jax.Array, "b l e"], State | None]:
+    """`selective_scan` of arguments that are known to be right, as a layer's are: y, and the last state or None."""
+    carried = _compat.split_as(jax.tree.map(jnp.asarray, (call.h0, call.segment_ids)), call.x)
+    call = call._replace(h0=carried[0], segment_ids=carried[1])
+    detail = "xla is sequential on CPU, chunked or sequential by shape elsewhere"
+    return backend.dispatch("selective_scan", implementation, IMPLEMENTATIONS, call, detail)
 
 
 def _check(x, dt, A, B, C, D, z, dt_bias, h0, segment_ids):

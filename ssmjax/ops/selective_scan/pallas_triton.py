@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
 from ssmjax import _compat
 from ssmjax.ops import backend
@@ -34,7 +35,7 @@ def supports(call: ScanCall) -> str | None:
         return f"n = {call.A.shape[1]} states, more than {MOST_STATES}"
     if 0 in call.x.shape or 0 in call.A.shape:
         return "an axis has size 0"
-    if math.prod(call.x.shape) >= MOST_NUMBERS:
+    if not any(map(is_symbolic_dim, call.x.shape)) and math.prod(call.x.shape) >= MOST_NUMBERS:
         return f"x has {MOST_NUMBERS} numbers or more"
     for name in ("x", "dt", "B", "C"):
         if getattr(call, name).dtype not in DTYPES:

@@ -19,7 +19,6 @@ from ssmjax.ops.selective_scan.xla_common import (
     step_terms,
     time_major,
     to_steps,
-    varies,
 )
 
 __all__ = ["backward", "forward"]
@@ -44,7 +43,7 @@ def backward(plan: Plan, inputs: ScanInputs, boundaries, dy, dstate) -> ScanInpu
         return _backward_chunk(plan, inputs, carry, *now)
 
     zeros = _compat.full_like(inputs.A.astype(inputs.h0.dtype), 0.0)
-    totals = zeros, None if varies(inputs.B) else zeros, None if varies(inputs.C) else zeros
+    totals = zeros, None if inputs.B.ndim == 4 else zeros, None if inputs.C.ndim == 4 else zeros
     over_time = to_steps(plan, inputs), time_major(dy, plan.chunk), boundaries.swapaxes(0, 1)
     carry, grads = over_chunks(chunk, (dstate, totals), over_time, reverse=not plan.reverse)
     dh0, (dA, dB, dC) = carry

@@ -19,7 +19,6 @@ __all__ = [
     "step_terms",
     "time_major",
     "to_steps",
-    "varies",
 ]
 
 Form = Literal["sequential", "chunked", "triton"]
@@ -32,7 +31,7 @@ class ScanInputs(NamedTuple):
         x: (b l g f).
         dt: (b l g f), after bias and softplus.
         A: (g n f).
-        B: (b l g n), or fixed (g n f).
+        B: (b l g n) where it varies with time, or fixed (g n f): their ranks tell them apart.
         C: (b l g n), or fixed (g n f).
         h0: (b g n f), float32 or complex64.
         keep: (b l) bool, False where the state is reset before the step; None if it never is.
@@ -81,11 +80,6 @@ class Plan:
     keep_decays: bool = False
 
 
-def varies(M: jax.Array) -> bool:
-    """Says whether B or C changes with time."""
-    return M.ndim == 4
-
-
 def time_major(v: jax.Array, chunk: int, padding: int = 0) -> jax.Array:
     """(b l ...) to (c q b ...). A padded step leaves the state alone: dt and x are 0 there, and it resets nothing."""
     after_end = (0, -v.shape[1] % chunk)
@@ -101,15 +95,11 @@ def batch_major(v: jax.Array, l: int) -> jax.Array:
 
 def to_steps(plan: Plan, inputs: ScanInputs) -> Steps:
     """Returns the chunks (c q b ...) of what changes with time, in the dtypes they came in."""
-
-    def chunks(v):
-        return time_major(v, plan.chunk)
-
     return Steps(
-        x=chunks(inputs.x),
-        dt=chunks(inputs.dt),
-        B=chunks(inputs.B) if varies(inputs.B) else None,
-        C=chunks(inputs.C) if varies(inputs.C) else None,
+        x=time_major(inputs.x, plan.chunk),
+        dt=time_major(inputs.dt, plan.chunk),
+        B=time_major(inputs.B, plan.chunk) if inputs.B.ndim == 4 else None,
+        C=time_major(inputs.C, plan.chunk) if inputs.C.ndim == 4 else None,
         keep=None if inputs.keep is None else time_major(inputs.keep, plan.chunk, padding=True),
     )
 
@@ -128,14 +118,15 @@ def step_terms(inputs: ScanInputs, steps: Steps) -> tuple[jax.Array, ...]:
     The leading axes of `steps` are kept, so that it serves one step (b ...) and a chunk (q b ...). From here on
     all is float32.
     """
-    real = inputs.h0.real.dtype
+    number, real = inputs.h0.dtype, inputs.h0.real.dtype
     lead = (None,) * (steps.x.ndim - 2)  # broadcasts (g n f) over time and batch
 
     def over_states(M, fixed):
-        return fixed[lead].astype(inputs.h0.dtype) if M is None else M[..., None].astype(_number(M, real))
+        # A real M stays real under a complex A: half the multiplications.
+        return fixed[lead].astype(number) if M is None else M[..., None].astype(number if jnp.iscomplexobj(M) else real)
 
     x, dt = (v[..., None, :].astype(real) for v in (steps.x, steps.dt))
-    a = jnp.exp(dt * inputs.A[lead].astype(_number(inputs.A, real)))
+    a = jnp.exp(dt * inputs.A[lead].astype(number))
     if steps.keep is not None:
         a = jnp.where(steps.keep[..., None, None, None], a, 0)
     return a, dt * x, over_states(steps.B, inputs.B), over_states(steps.C, inputs.C), x, dt
@@ -144,8 +135,3 @@ def step_terms(inputs: ScanInputs, steps: Steps) -> tuple[jax.Array, ...]:
 def readout_weight(inputs: ScanInputs) -> int:
     """The 2 of `y = 2 Re(sum C h)`: a complex state stands for a conjugate pair, of which one is kept. Otherwise 1."""
     return 2 if jnp.iscomplexobj(inputs.h0) else 1
-
-
-def _number(M: jax.Array, real) -> jnp.dtype:
-    pair = jnp.complex128 if real == jnp.float64 else jnp.complex64
-    return jnp.dtype(pair) if jnp.iscomplexobj(M) else real

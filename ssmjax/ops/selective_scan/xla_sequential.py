@@ -20,7 +20,6 @@ from ssmjax.ops.selective_scan.xla_common import (
     step_terms,
     time_major,
     to_steps,
-    varies,
 )
 
 __all__ = ["backward", "forward"]
@@ -58,7 +57,7 @@ def backward(plan: Plan, inputs: ScanInputs, boundaries, dy, dstate) -> ScanInpu
         return jax.lax.scan(step, carry, (steps, dy, states), reverse=not plan.reverse, unroll=plan.unroll)
 
     zeros = _compat.full_like(inputs.h0, 0.0)
-    totals = zeros, None if varies(inputs.B) else zeros, None if varies(inputs.C) else zeros
+    totals = zeros, None if inputs.B.ndim == 4 else zeros, None if inputs.C.ndim == 4 else zeros
     over_time = to_steps(plan, inputs), time_major(dy, plan.chunk), boundaries.swapaxes(0, 1)
     carry, grads = over_chunks(chunk, (dstate, totals), over_time, reverse=not plan.reverse)
     dh0, (dA, dB, dC) = carry

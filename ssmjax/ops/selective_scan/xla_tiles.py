@@ -12,7 +12,7 @@ from einops import rearrange, reduce, repeat
 from jax.export import is_symbolic_dim
 
 from ssmjax import _compat
-from ssmjax.ops.selective_scan.xla_common import ScanInputs, varies
+from ssmjax.ops.selective_scan.xla_common import ScanInputs
 
 __all__ = ["backward_in_tiles", "forward_in_tiles"]
 
@@ -52,7 +52,7 @@ def backward_in_tiles(backward: Callable, tile: int, inputs: ScanInputs, boundar
     )
 
     def joined(M):
-        if varies(M):
+        if M.ndim == 4:
             return reduce(M, "b l (g k) n -> b l g n", "sum", k=k)
         return rearrange(M, "(g k) n f -> g n (k f)", k=k)
 
@@ -71,7 +71,7 @@ def _split_channels(inputs: ScanInputs, k: int) -> ScanInputs:
     """Returns the same scan with every group cut into k."""
 
     def split(M):
-        if varies(M):
+        if M.ndim == 4:
             return repeat(M, "b l g n -> b l (g k) n", k=k)
         return rearrange(M, "g n (k f) -> (g k) n f", k=k)
 
@@ -105,7 +105,7 @@ def _nearest_divisor(size: int, pieces: float) -> int:
 
 def _input_axes(inputs: ScanInputs) -> tuple[Axes, Axes]:
     """Returns the batch axis and the group axis of every field, None where it has none."""
-    B, C = ((0, 2) if varies(M) else (None, 0) for M in (inputs.B, inputs.C))
+    B, C = ((0, 2) if M.ndim == 4 else (None, 0) for M in (inputs.B, inputs.C))
     pairs = ScanInputs(x=(0, 2), dt=(0, 2), A=(None, 0), B=B, C=C, h0=(0, 1), keep=(0, None))
     return tuple(zip(*pairs, strict=True))
 

@@ -74,7 +74,9 @@ def diagonal_taps(
     if backend.choose("vandermonde", implementation, C, A) == "reference":
         K = reference.vandermonde_reference(flat, A, dt, length, rule)
     else:
-        K = kernel((flat.real, flat.imag), _squares(A, dt, rule, length), length)
+        K = kernel(
+            (flat.real, flat.imag), squares((A.real, A.imag), dt, rule, max(1, (length - 1).bit_length())), length
+        )
     return jnp.swapaxes(K, -1, -2).reshape(*C.shape[:-2], length, A.shape[0])
 
 
@@ -121,12 +123,8 @@ def vandermonde_state(
     u = jnp.swapaxes(u, -1, -2).astype(dt.dtype)
     if backend.choose(where, implementation, u, A) == "reference":
         return reference.vandermonde_state_reference(u, A, dt, rule)
-    s = state(u[..., ::-1], _squares(A, dt, rule, u.shape[-1]))
+    s = state(u[..., ::-1], squares((A.real, A.imag), dt, rule, max(1, (u.shape[-1] - 1).bit_length())))
     return jax.lax.complex(*s) if jnp.iscomplexobj(A) else s[0]
-
-
-def _squares(A, dt, rule, length):
-    return squares((A.real, A.imag), dt, rule, max(1, (length - 1).bit_length()))
 
 
 def example(key):

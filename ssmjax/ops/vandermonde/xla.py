@@ -29,7 +29,7 @@ def kernel(C: Pair, squared: Pair, length: int) -> jax.Array:
     """
     P, Q = _tables(C[0].shape[0], squared, length)
     re, im = times((C[0][..., None, :], C[1][..., None, :]), (P[0][None], P[1][None]))
-    K = 2 * _einsum("bhcn,hqn->bhcq", jnp.concatenate([re, -im], axis=-1), Q)
+    K = 2 * jnp.einsum("bhcn,hqn->bhcq", jnp.concatenate([re, -im], axis=-1), Q, precision="highest")
     return K.reshape(*K.shape[:2], -1)[..., :length]
 
 
@@ -39,7 +39,7 @@ def state(u: jax.Array, squared: Pair) -> Pair:
     P, Q = _tables(u.shape[0], squared, length)
     c, q = P[0].shape[-2], Q.shape[-2]
     u = jnp.pad(u, ((0, 0), (0, 0), (0, c * q - length))).reshape(*u.shape[:2], c, q)
-    parts = jnp.split(_einsum("bhcq,hqn->bhcn", u, Q), 2, axis=-1)
+    parts = jnp.split(jnp.einsum("bhcq,hqn->bhcn", u, Q, precision="highest"), 2, axis=-1)
     re, im = times((parts[0], parts[1]), (P[0][None], P[1][None]))
     return re.sum(-2), im.sum(-2)
 
@@ -52,7 +52,3 @@ def _tables(b: int, squared: Pair, length: int) -> tuple[Pair, jax.Array]:
     q = 1 << (((length * max(1, b)).bit_length() + 1) // 2)
     coarse, fine = factors(squared, length, min(q, 1 << (length - 1).bit_length()))
     return coarse, jnp.concatenate(fine, axis=-1)
-
-
-def _einsum(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(pattern, a, b, precision=jax.lax.Precision.HIGHEST)
