@@ -88,6 +88,7 @@ class Decoder:
 def _by_outputs(matrix: jax.Array, x: jax.Array, dtype) -> jax.Array:
     """`x @ matrix.T`, asked for as (outputs ...): a CPU then reads the matrix in the order in which it lies."""
     product = jax.lax.dot_general(matrix, x, (((1,), (x.ndim - 1,)), ((), ())), preferred_element_type=dtype)
+    product = jax.lax.optimization_barrier(product)  # else XLA turns the product around, and packs the matrix again
     return jnp.moveaxis(product, 0, -1)
 
 
