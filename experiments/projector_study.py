@@ -135,7 +135,7 @@ def _projected(model: Llava, x: jax.Array) -> jax.Array:
 def unexplained(y: jax.Array, wanted: jax.Array) -> float:
     """The share of the targets' variance that is not explained: the mean square error over the variance."""
     wanted = wanted.reshape(-1, wanted.shape[-1])
-    spread = jnp.square(wanted - wanted.mean(0)).mean()
+    spread = jnp.square(wanted - wanted.mean(0, keepdims=True)).mean()
     return float(jnp.square(y.reshape(wanted.shape) - wanted).mean() / spread)
 
 

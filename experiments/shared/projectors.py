@@ -151,7 +151,7 @@ def _call(definition: Any) -> Callable:
 def train(build, runs: Runs, features: jax.Array, targets: jax.Array, size: dict[str, Any], *, label: str) -> Trained:
     """Towards targets, by the mean square error over the targets' variance."""
     x, y = (v.reshape(-1, v.shape[-1]) for v in (features, targets))
-    spread = jnp.square(y - y.mean(0)).mean()
+    spread = jnp.square(y - y.mean(0, keepdims=True)).mean()
 
     def loss(projector, key, data):
         x, y = data

@@ -249,7 +249,7 @@ def test_layer_options_are_overridden_as_a_dictionary():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layer": "s6"}, "layer must be 's4' or .*, got 's6'"),
+        ({"layer": "s6"}, "Unknown layer 's6'. Did you mean 's5' or 's4'"),
         (
             {"layer_options": {"block": 2}, "layer": "s5"},
             "Unknown option of the layer 's5' 'block'. Did you mean 'blocks'",

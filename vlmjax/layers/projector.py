@@ -104,7 +104,7 @@ class Projector(nnx.Module):
             return self.up(self.down(x))
         if self.kind == "lora":  # the gradient passes through the frozen map, and stops at its parameters
             kernel, bias = (jax.lax.stop_gradient(v[...]) for v in (self.layers[0].kernel, self.layers[0].bias))
-            return x @ kernel.astype(x.dtype) + bias.astype(x.dtype) + self.up(self.down(x))
+            return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)[None, None] + self.up(self.down(x))
         y = self.layers[0](x)
         if self.kind == "gated":
             return y * jax.nn.sigmoid(self.layers[1](x))

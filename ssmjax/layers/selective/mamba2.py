@@ -13,7 +13,8 @@ from ssmjax.layers.common.checks import check_segment_ids
 from ssmjax.layers.common.mixer import PackedState, check_state, enter, enter_state, leave_state
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.selective.gated_norm import GatedRMSNorm
-from ssmjax.layers.selective.parts import ShortConv, projection
+from ssmjax.layers.selective.parts import ShortConv, project_out, projection
+from ssmjax.ops._half import widen
 from ssmjax.ops.ssd.api import final_step_size
 from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
 
@@ -184,7 +185,7 @@ class Mamba2(nnx.Module):
             dt = jnp.where(padding.mask[..., None], dt, 0)  # after the limits, whose least step would move the state
         x, B, C = self._heads(xBC)
         y, ssm = ops.ssd(
-            x,
+            widen(x),
             dt,
             -jnp.exp(self.A_log[...].astype(jnp.float32)),
             B,
@@ -236,7 +237,7 @@ class Mamba2(nnx.Module):
         x, B, C = (v[:, 0] for v in self._heads(xBC))
         y, ssm = ops.selective_state_update(
             state.ssm,
-            x,
+            widen(x),
             dt,
             -jnp.exp(self.A_log[...].astype(jnp.float32)),
             B,
@@ -264,7 +265,8 @@ class Mamba2(nnx.Module):
 
     def _output(self, y, z, z0, x0):
         y = y if self.norm is None else self.norm(y, z)
-        return self.out_proj(jnp.concatenate([jax.nn.silu(z0) * x0, y], axis=-1) if self.size.mlp else y)
+        y = jnp.concatenate([jax.nn.silu(z0) * widen(x0), y], axis=-1) if self.size.mlp else y
+        return project_out(self.out_proj, y, self.dtype)
 
 
 def _checked_size(d_model, d_state, expand, head_dim, d_ssm, groups) -> _Size:

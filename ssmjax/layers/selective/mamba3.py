@@ -15,8 +15,9 @@ from ssmjax.layers.common.norms import RMSNorm
 from ssmjax.layers.common.padding import Compaction
 from ssmjax.layers.common.parameters import parameter
 from ssmjax.layers.selective.gated_norm import gated_rms_norm
-from ssmjax.layers.selective.parts import projection
+from ssmjax.layers.selective.parts import project_out, projection
 from ssmjax.layers.selective.rotation import accumulate_angles, rotate
+from ssmjax.ops._half import widen
 from ssmjax.shapes import Array, Float, Int, Mask, SegmentIds, Tokens
 
 __all__ = ["Mamba3", "Mamba3State"]
@@ -167,8 +168,8 @@ class Mamba3(nnx.Module):
         theta = accumulate_angles(turns, state.angle, segment_ids)
         B, C = (self._vectors(*v, theta) for v in ((B, self.B_norm, self.B_bias), (C, self.C_norm, self.C_bias)))
         x, z = (rearrange(v, "b l (h p) -> b l 1 h p", h=self.heads) for v in (x, z))
-        ranked = _expanded(x, self.mimo_x)
-        before = ops.TrapezoidalState(state.ssm, _expanded(state.x[:, None, None], self.mimo_x)[:, 0], state.B)
+        ranked = _expanded(widen(x), self.mimo_x)
+        before = ops.TrapezoidalState(state.ssm, _expanded(widen(state.x)[:, None, None], self.mimo_x)[:, 0], state.B)
         y, after = ops.trapezoidal_ssd(
             ranked,
             dt,
@@ -237,7 +238,7 @@ class Mamba3(nnx.Module):
         y = y * jax.nn.silu(_expanded(z.astype(y.dtype), self.mimo_z))
         if self.mimo_o is not None:
             y = y * self.mimo_o[...].astype(y.dtype).swapaxes(0, 1)[None, None]
-        return self.out_proj(rearrange(y.sum(2), "b l h p -> b l (h p)").astype(self.dtype))
+        return project_out(self.out_proj, rearrange(y.sum(2), "b l h p -> b l (h p)"), self.dtype)
 
 
 def _expanded(v, weight):
