@@ -4,10 +4,12 @@ Warnings are errors and annotations are checked at run time: see `[tool.pytest.i
 This file must not import ssmjax: jaxtyping's import hook has to be in place first.
 """
 
+import functools
 import gc
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before jax is imported. A run on an accelerator sets JAX_PLATFORMS itself.
@@ -28,6 +30,7 @@ import flax
 import jax
 import jaxtyping
 import pytest
+from jax._src.interpreters import mlir
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssmjax" / "xla"
 
@@ -37,6 +40,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# A quarter of the tests' time went into making and freeing a context of MLIR for each of thousands of tiny programs.
+# The function is internal to JAX, hence the look at whether it is there; without it the tests only take longer.
+make_context = functools.cache(getattr(mlir, "make_ir_context", lambda: None))
+if hasattr(mlir, "make_ir_context"):
+    mlir.make_ir_context = make_context
 
 
 def pytest_report_header() -> str:
@@ -61,6 +70,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         option = "layers/test_registry.py" in item.nodeid and "(" in item.name
         if example or option or item.name.endswith("__without_jit"):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_context_a_module() -> Iterator[None]:
+    """Lets the shared context go, with the constants of the programs that were lowered in it."""
+    yield
+    make_context.cache_clear()
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def check_bfloat16(name):
     _check(model, out)
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, state)
     chex.assert_tree_all_finite(gradient)
-    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))  # every parameter is used
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(jax.device_get(gradient)))  # each is used
 
 
 class EveryFamilyTest(chex.TestCase):
@@ -131,7 +131,7 @@ def _check(model, out):
     chex.assert_shape(out, output_shape(model.config))
     chex.assert_type(out, jnp.float32)
     chex.assert_tree_all_finite(out)
-    assert float(jnp.abs(out[0] - out[1]).max()) > 1e-4  # the output depends on the input
+    assert np.abs(np.subtract(*jax.device_get(out))).max() > 1e-4  # the output depends on the input
 
 
 def test_names_are_sorted_and_match_patterns():
