@@ -129,7 +129,7 @@ for _variant in ("layer", "batch"):
     register_layer(f"SequenceBlock({_variant})", SequenceBlock, (2, 5, 8), (2, 5, 8), layer="s5", norm=_variant)
 register_layer("DepthwiseConv", DepthwiseConv, (2, 3, 4, 8), (2, 3, 4, 8))
 register_layer("MLP", MLP, (2, 5, 8), (2, 5, 8), hidden=16)
-register_layer("MLP(gated)", MLP, (2, 5, 8), (2, 5, 8), hidden=16, gated=True)
+register_layer("MLP(gated)", MLP, (2, 5, 8), (2, 5, 8), hidden=128, gated=True)
 register_layer("SelfAttention", SelfAttention, (2, 5, 8), (2, 5, 8), heads=2)
 register_layer("HalfMamba", HalfMamba, (2, 5, 8), (2, 5, 8))
 for _variant in ("patch", "conv"):

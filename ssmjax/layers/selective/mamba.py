@@ -188,5 +188,5 @@ class Mamba(nnx.Module):
             dt_bias=self.dt_proj.bias[...],
             dt_softplus=True,
         )
-        y = project_out(self.out_proj, y[:, None], self.dtype)[:, 0]
+        y = project_out(self.out_proj, y, self.dtype)
         return y, leave_state(MambaState(window, ssm), segment)

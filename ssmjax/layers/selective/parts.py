@@ -12,7 +12,7 @@ from ssmjax import errors, init
 from ssmjax.layers.common.parameters import parameter, with_kinds
 from ssmjax.ops._half import narrow
 from ssmjax.ops.causal_conv1d.api import convolve_causally
-from ssmjax.shapes import Array, Expanded, Float, SegmentIds, Tokens
+from ssmjax.shapes import Array, Expanded, Float, SegmentIds
 
 __all__ = ["MixerSize", "ShortConv", "branch_parts", "project_out", "projection", "scan_inputs", "state_log"]
 
@@ -125,12 +125,13 @@ def projection(
     return with_kinds(nnx.Linear(before, after, use_bias=use_bias, kernel_init=init.fan_in_uniform(scale), **options))
 
 
-def project_out(layer: nnx.Linear, y: Expanded, dtype: DTypeLike) -> Tokens:
+def project_out(layer: nnx.Linear, y: Float[Array, "*b e"], dtype: DTypeLike) -> Float[jax.Array, "*b d"]:
     """Applies the last projection; for float16 in float32, as what a scan returns does not fit into its range."""
     if jnp.dtype(dtype) != jnp.float16:
         return layer(y.astype(dtype))
     y = y.astype(jnp.float32) @ layer.kernel[...].astype(jnp.float32)
-    return narrow(y if layer.bias is None else y + layer.bias[...].astype(jnp.float32)[None, None], dtype)
+    bias = None if layer.bias is None else layer.bias[...].astype(jnp.float32)[(None,) * (y.ndim - 1)]
+    return narrow(y if bias is None else y + bias, dtype)
 
 
 def state_log(size: MixerSize, param_dtype: DTypeLike) -> nnx.Param:
