@@ -28,6 +28,12 @@ def run(function, module, *args):
     return jit(lambda state, args: function(nnx.merge(definition, state), *args))(state, args)
 
 
+def made(make):
+    """The module that `make` builds, with its own initial values, by one program instead of one for each shape."""
+    definition, _ = nnx.split(nnx.eval_shape(make))
+    return nnx.merge(definition, jit(lambda: nnx.split(make())[1])())
+
+
 def first(cases: Iterable, count: int = 1) -> list:
     """Cases for `parametrize`: the first of them run by default; the others, variations of the same kind, are slow."""
     rows = [case if isinstance(case, tuple) else (case,) for case in cases]

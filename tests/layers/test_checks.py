@@ -29,8 +29,10 @@ CALLS = [
 
 @pytest.fixture(scope="module")
 def layers():
-    return {layer: layer(D, d_state=4, l_max=8, rngs=nnx.Rngs(0)) for layer in (S4, DSS)} | {
-        layer: layer(D, d_state=4, rngs=nnx.Rngs(0)) for layer in (S4D, S5, LRU)
+    options = {S4: {"l_max": 8}, DSS: {"l_max": 8}, S4D: {}, S5: {}, LRU: {}}
+    return {
+        layer: quick.made(lambda: layer(D, d_state=4, **options[layer], rngs=nnx.Rngs(0)))  # noqa: B023
+        for layer in options
     }
 
 
@@ -115,12 +117,12 @@ def test_another_layers_recurrence(layers):
 
 
 @pytest.mark.usefixtures("as_a_user")
-def test_a_state_of_another_dtype_is_converted(layers):
+@pytest.mark.parametrize("mode", quick.first(["auto", "scan"]))
+def test_a_state_of_another_dtype_is_converted(layers, mode):
     for layer in layers.values():
         states = [np.ones(layer.init_state(2).shape, dtype) for dtype in (np.complex64, np.float32, np.int32)]
-        for mode in ("auto", "scan"):
-            call = functools.partial(lambda layer, state, mode: layer(u, state=state, mode=mode), mode=mode)
-            chex.assert_trees_all_equal(*results(layer, call, states))
+        call = functools.partial(lambda layer, state, mode: layer(u, state=state, mode=mode), mode=mode)
+        chex.assert_trees_all_equal(*results(layer, call, states))
         chex.assert_trees_all_equal(*results(layer, lambda layer, state: layer.step(u[:, 0], state), states))
 
 

@@ -149,7 +149,8 @@ def test_packed_events_in_both_directions():
 def test_messages():
     ids = jnp.asarray(IDS)
     for name in MIXERS:
-        layer, where = make(name), type(make(name)).__name__
+        layer = quick.lively(lambda: make(name))  # noqa: B023
+        where = type(layer).__name__
         with pytest.raises(ValueError, match=rf"^{where}: segment_ids must be \(b, l\) = \(2, 12\), got \(2, 3\)"):
             layer(u, segment_ids=ids[:, :3])
         with pytest.raises(ValueError, match=f"^{where}: segment_ids must be of integers, got .* float32"):

@@ -101,24 +101,21 @@ class EveryFamilyTest(chex.TestCase):
     def test_full_size(self, name):
         check_full_size(name)
 
-    @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.named_parameters(*FIRST_CASES)
-    def test_forward(self, name):
-        check_forward(name, self.variant)
-
     @parameterized.named_parameters(*FIRST_CASES)
     def test_forward_and_gradients_in_bfloat16(self, name):
         check_bfloat16(name)
 
 
 @pytest.mark.slow
-class EveryOtherKindTest(chex.TestCase):
+class EveryKindTest(chex.TestCase):
+    """What the default tests leave out: other kinds of a family, and float32, where bfloat16 runs the same code."""
+
     @parameterized.named_parameters(*LATER_CASES)
     def test_full_size(self, name):
         check_full_size(name)
 
     @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.named_parameters(*LATER_CASES)
+    @parameterized.named_parameters(*DISTINCT_CASES)
     def test_forward(self, name):
         check_forward(name, self.variant)
 

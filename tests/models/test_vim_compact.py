@@ -10,13 +10,14 @@ from flax import nnx
 import ssmjax
 from ssmjax.layers.vision.local_conv import LocalConv
 from ssmjax.models.vim_compact import CompactVim, CompactVimBlock, CompactVimConfig
+from tests.layers import quick
 
 TINY = CompactVimConfig(img_size=8, widths=(8, 16), depths=(2, 2), num_classes=5)
 
 
 @pytest.fixture(scope="module")
 def model() -> CompactVim:
-    return CompactVim(TINY, rngs=nnx.Rngs(0))
+    return quick.made(lambda: CompactVim(TINY, rngs=nnx.Rngs(0)))
 
 
 def test_local_convolution_is_a_residual_depthwise_convolution(key):
@@ -37,21 +38,22 @@ def test_local_convolution_is_a_residual_depthwise_convolution(key):
 
 
 def test_columns_are_rows_of_the_transposed_grid(key):
-    block = CompactVimBlock(CompactVimConfig(local_conv=False), 8, rngs=nnx.Rngs(0))
+    block = quick.made(lambda: CompactVimBlock(CompactVimConfig(local_conv=False), 8, rngs=nnx.Rngs(0)))
     x = jax.random.normal(key, (2, 3, 4, 8))
-    chex.assert_trees_all_close(block(x, columns=True), block(x.swapaxes(1, 2)).swapaxes(1, 2), atol=1e-6)
+    both = quick.run(lambda block, x: (block(x, columns=True), block(x.swapaxes(1, 2)).swapaxes(1, 2)), block, x)
+    chex.assert_trees_all_close(*both, atol=1e-6)
 
 
 def test_logits_are_the_head_of_the_mean_features(model, key):
     images = jax.random.normal(key, (2, 8, 8, 3))
-    features = nnx.jit(lambda model, x: model.features(x))(model, images)
+    features, logits = quick.run(lambda model, x: (model.features(x), model(x)), model, images)
     chex.assert_shape(features, (2, 16))
-    chex.assert_trees_all_close(nnx.jit(model)(images), model.head(features), atol=1e-5)
+    chex.assert_trees_all_close(logits, model.head(features), atol=1e-5)
 
 
 def test_the_class_follows_any_part_of_the_image(model, key):
     images = jax.random.normal(key, (1, 8, 8, 3))
-    grad = jax.grad(lambda x: nnx.jit(model)(x)[0, 0])(images)
+    grad = quick.run(lambda model, x: jax.grad(lambda x: model(x)[0, 0])(x), model, images)
     assert np.all(np.abs(np.asarray(grad)).max(-1) > 0)
 
 

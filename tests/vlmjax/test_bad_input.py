@@ -7,6 +7,7 @@ from flax import nnx
 
 import ssmjax
 import vlmjax
+from tests.layers import quick
 from vlmjax.conversation import Conversation
 from vlmjax.layers import Merger
 from vlmjax.ops import density_anchors
@@ -83,7 +84,8 @@ def test_garbage_at_padding_is_no_error(model):
 
 def test_generation_takes_a_merge(model):
     new, logits = ssmjax.generate(model, text(2), max_new_tokens=2, images=IMAGES + 0.5, merge=two, return_logits=True)
-    whole = model(np.concatenate([text(2), new[:, :1]], axis=1), images=IMAGES + 0.5, merge=two)
+    tokens = np.concatenate([text(2), new[:, :1]], axis=1)
+    whole = quick.run(lambda model, images: model(tokens, images=images, merge=two), model, IMAGES + 0.5)
     np.testing.assert_allclose(logits[0], whole[0, -2:], atol=1e-5)
 
 

@@ -7,14 +7,16 @@ import pytest
 from flax import nnx
 
 import vlmjax
+from tests.layers import quick
 from vlmjax.layers import Merger
 from vlmjax.ops import density_anchors
 
 
 def test_an_untrained_merger_is_density_anchors():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 12, 8)), jnp.float32)
-    merger = Merger(8, grid=(3, 4), rngs=nnx.Rngs(0))
-    chex.assert_trees_all_close(merger(x, 5), density_anchors(x, 5), atol=1e-6)
+    merger = quick.made(lambda: Merger(8, grid=(3, 4), rngs=nnx.Rngs(0)))
+    both = quick.run(lambda merger, x: (merger(x, 5), density_anchors(x, 5)), merger, x)
+    chex.assert_trees_all_close(*both, atol=1e-6)
 
 
 @pytest.mark.slow
