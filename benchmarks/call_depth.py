@@ -3,9 +3,10 @@
     python -m benchmarks.call_depth [--trace S4D]
 
 Of each layer and op one call is traced by Python's own profiler, as `jax.jit` traces it; only functions of this package
-count, each once. A switch is an entry into another file than the entry before, in the order of the calls. "Checks" are
-the lines, without docstrings and comments, of functions that validate or describe what is wrong, and of statements that
-raise or call them; "maths" are the rest, over the modules that the call enters.
+count, each once. A switch is an entry into another file than the entry before, in the order of the calls. Lines are
+those of the functions entered, without docstrings, comments and imports: "checks" belong to functions that validate, or
+to statements that raise or call such a function, and "maths" are the rest. `BEFORE` has what the same count gave before
+the layers were sorted into folders and their checks and dispatch made one.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,13 @@ from ssmjax import layers, ops
 
 PACKAGE = Path(ssmjax.__file__).parent
 CHECKS = re.compile(r"^_?(check|require|refuse|as_int|as_sizes|as_tap|as_origin|as_length|as_counts|as_nonnegative)")
-"""Names of functions that validate; so do those of `errors.py` and of the modules of checks."""
+"""Names of functions that validate; so do all those of `MODULES_OF_CHECKS`."""
+
+MODULES_OF_CHECKS = ("errors.py", "ops/_checks.py", "layers/common/checks.py")
+
+BEFORE = dict.fromkeys(("S4D","S4","S5","Mamba","selective_scan","fft_conv"),(0,0,0,0))
+"""Functions, switches, lines of checks and of maths at commit 5dfc5ad, by this file's count (there the checks of layers
+are in `layers/checks.py`)."""
 
 COMPREHENSIONS = ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")
 
@@ -47,23 +55,40 @@ def cases() -> dict[str, tuple[Callable, tuple]]:
     }
 
 
-def travel(function: Callable, args: tuple) -> list[tuple[int, str, str]]:
-    """The functions of the package in the order in which one call enters them: depth, file and name.
+class Entry(NamedTuple):
+    """One entry into a function of the package.
+
+    Attributes:
+        depth: How many functions of the package it is in.
+        file: The file, relative to the package.
+        name: The function.
+        line: Where it begins, with its decorators.
+    """
+
+    depth: int
+    file: str
+    name: str
+    line: int
+
+
+def travel(function: Callable, args: tuple) -> list[Entry]:
+    """The functions of the package in the order in which one call enters them.
 
     Args:
         function: What is called.
         args: Its arguments.
     """
-    calls: list[tuple[int, str, str]] = []
+    calls: list[Entry] = []
     depth = 0
 
     def watch(frame, event, _):
         nonlocal depth
-        path, name = Path(frame.f_code.co_filename), frame.f_code.co_name
-        if PACKAGE not in path.parents or name in COMPREHENSIONS:
+        code = frame.f_code
+        path = Path(code.co_filename)
+        if PACKAGE not in path.parents or code.co_name in COMPREHENSIONS:
             return
         if event == "call":
-            calls.append((depth, str(path.relative_to(PACKAGE)), name))
+            calls.append(Entry(depth, str(path.relative_to(PACKAGE)), code.co_name, code.co_firstlineno))
             depth += 1
         elif event == "return":
             depth -= 1
@@ -79,15 +104,22 @@ def travel(function: Callable, args: tuple) -> list[tuple[int, str, str]]:
     return calls
 
 
-def lines_of(files: set[str]) -> tuple[int, int]:
-    """Lines of checks and lines of maths of some files of the package."""
+def lines_of(calls: list[Entry]) -> tuple[int, int]:
+    """Lines of checks and lines of maths of the functions that some calls enter."""
     checks = maths = 0
-    for file in files:
-        source = (PACKAGE / file).read_text(encoding="utf-8")
-        inside = file in ("errors.py", "ops/_checks.py", "layers/common/checks.py")
-        tree = ast.parse(source)
-        numbers = {n for node in ast.walk(tree) for n in _code_lines(node)}
-        checking = set(numbers) if inside else _checking_lines(tree)
+    for file in {call.file for call in calls}:
+        first_lines = {call.line for call in calls if call.file == file}
+        tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+        checking = _checking_lines(tree)
+        entered = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef)
+            and min([node.lineno, *(d.lineno for d in node.decorator_list)]) in first_lines
+        ]
+        numbers = {n for function in entered for node in ast.walk(function) for n in _code_lines(node)}
+        if file in MODULES_OF_CHECKS:
+            checking = numbers
         checks, maths = checks + len(numbers & checking), maths + len(numbers - checking)
     return checks, maths
 
@@ -127,18 +159,21 @@ def _validates(node: ast.AST) -> bool:
 def main() -> None:
     """Prints the table, or the calls of one case."""
     parser = argparse.ArgumentParser(description=inspect.getdoc(sys.modules[__name__]))
-    parser.add_argument("--trace", help="print the calls of this layer or op in order")
+    parser.add_argument("--trace", choices=list(cases()), help="print the calls of this layer or op in order, alone")
     wanted = parser.parse_args().trace
-    print(f"{'call':16} {'functions':>9} {'switches':>9} {'checks':>7} {'maths':>6}")
+    counts = "functions", "switches", "checks", "maths"
+    print(f"{'before -> now':16}" + "".join(f"{count:>14}" for count in counts))
     for name, (function, args) in cases().items():
+        if wanted not in (None, name):
+            continue
         calls = travel(function, args)
-        functions = len({(file, called) for _, file, called in calls})
-        switches = sum(before[1] != after[1] for before, after in itertools.pairwise(calls))
-        checks, maths = lines_of({file for _, file, _ in calls})
-        print(f"{name:16} {functions:9} {switches:9} {checks:7} {maths:6}")
-        if name == wanted:
-            for depth, file, function_name in calls:
-                print(f"{'  ' * (depth + 1)}{file}: {function_name}")
+        functions = len({(call.file, call.name) for call in calls})
+        switches = sum(a.file != b.file for a, b in itertools.pairwise(calls))
+        now = functions, switches, *lines_of(calls)
+        print(f"{name:16}" + "".join(f"{f'{a} -> {b}':>14}" for a, b in zip(BEFORE[name], now, strict=True)))
+        if wanted:
+            for call in calls:
+                print(f"{'  ' * (call.depth + 1)}{call.file}: {call.name}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ that is already compiled keeps the implementation it was compiled with.
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,6 @@ __all__ = [
     "Implementation",
     "Op",
     "Support",
-    "choose",
     "decisions",
     "dispatch",
     "lacks_capability",
@@ -45,10 +45,19 @@ Support = str | None
 
 
 class Form(NamedTuple):
-    """An implementation: a function of a call, and of whether it takes the call (see `Support`)."""
+    """An implementation of an op.
+
+    Attributes:
+        run: A function of a call.
+        supports: Whether it takes the call, see `Support`; None if it takes all.
+        capability: The GPU that it needs, by its compute capability; None if it runs anywhere.
+        newer: Whether newer GPUs do, too.
+    """
 
     run: Callable[[Any], Any]
-    supports: Callable[[Any], Support] = lambda call: None
+    supports: Callable[[Any], Support] | None = None
+    capability: str | None = None
+    newer: bool = False
 
 
 ENVIRONMENT_VARIABLE = "SSMJAX_IMPLEMENTATION"
@@ -141,14 +150,16 @@ def use_implementation(name: str, *ops: str) -> Iterator[None]:
         _overrides.reset(token)
 
 
-def resolve(op: str, implementation: str, available: Mapping[str, Support], detail: str = "") -> str:
+def resolve(
+    op: str, implementation: str, available: Mapping[str, Support | Callable[[], Support]], detail: str = ""
+) -> str:
     """Chooses the implementation for one call of an op.
 
     Args:
         op: The op's name.
         implementation: What the caller passed.
         available: The op's implementations in order of preference, each with None if it supports this call or the
-            condition that failed.
+            condition that failed, or with a function that finds out, called if the choice comes to it.
         detail: What else `report()` should say of the choice, such as the form that each platform gets.
 
     Returns:
@@ -160,20 +171,21 @@ def resolve(op: str, implementation: str, available: Mapping[str, Support], deta
     """
     named = implementation != "auto" or _overrides.get() or os.environ.get(ENVIRONMENT_VARIABLE)
     requested, source = _requested(op, implementation) if named else ("auto", "default")
-    if requested == "auto":
-        chosen = next((name for name, failed in available.items() if failed is None), None)
-        refusals = "; ".join(f"not {name}: {failed}" for name, failed in available.items() if failed is not None)
-        if chosen is None:
-            raise NotImplementedError(f"{op}: no implementation takes this call ({refusals}).")
-        reason = refusals or "first choice"
+    refusals = []
+    for chosen in available if requested == "auto" else (requested,):
+        missing = f"{op} has no {chosen!r} implementation yet (it has {', '.join(available)})"
+        failed = available.get(chosen, missing)
+        failed = failed() if callable(failed) else failed
+        if failed is None:
+            break
+        refusals.append(f"not {chosen}: {failed}")
     else:
-        missing = f"{op} has no {requested!r} implementation yet (it has {', '.join(available)})"
-        failed = available.get(requested, missing)
-        if failed is not None:
-            raise NotImplementedError(
-                f"{op}: implementation {requested!r} ({source}) cannot run this call: {failed}. 'auto' always works."
-            )
-        chosen, reason = requested, "asked for by name"
+        if requested == "auto":
+            raise NotImplementedError(f"{op}: no implementation takes this call ({'; '.join(refusals)}).")
+        raise NotImplementedError(
+            f"{op}: implementation {requested!r} ({source}) cannot run this call: {failed}. 'auto' always works."
+        )
+    reason = "; ".join(refusals) or ("first choice" if requested == "auto" else "asked for by name")
     decision = Decision(op, requested, source, chosen, f"{reason}; {detail}" if detail else reason)
     if decision not in _decisions:
         _decisions[decision] = None
@@ -182,8 +194,14 @@ def resolve(op: str, implementation: str, available: Mapping[str, Support], deta
 
 
 def dispatch(op: str, implementation: str, forms: Mapping[str, Form], call: Any, detail: str = "") -> Any:
-    """Runs a call by the first of the forms that takes it, or by the named one; see `resolve`."""
-    available = {name: form.supports(call) for name, form in forms.items()}
+    """Runs a call by the first of the forms that takes it, or by the named one; see `resolve`.
+
+    Where the GPU that a form needs is missing, it does not look at the call.
+    """
+    available = {}
+    for name, form in forms.items():
+        missing = lacks_capability(form.capability, newer=form.newer) if form.capability else None
+        available[name] = missing or (functools.partial(form.supports, call) if form.supports else None)
     return forms[resolve(op, implementation, available, detail)].run(call)
 
 
@@ -205,18 +223,6 @@ def lacks_capability(wanted: str, *, newer: bool = False) -> Support:
     if major < least or (major > least and not newer):
         return f"{needs}, {device.device_kind} has {found}"
     return None
-
-
-def choose(op: str, implementation: str, *arrays: Any) -> str:
-    """`resolve` for an op with "xla", which takes no empty array, and "reference".
-
-    Args:
-        op: The op's name.
-        implementation: What the caller passed.
-        *arrays: Those that must not be empty.
-    """
-    empty = "an axis has size 0" if any(0 in v.shape for v in arrays) else None
-    return resolve(op, implementation, {"xla": empty, "reference": None})
 
 
 def decisions() -> tuple[Decision, ...]:

@@ -13,9 +13,9 @@ from ssmjax.shapes import Array, Float, Inexact, SegmentIds, State
 __all__ = ["scan_call", "selective_scan"]
 
 IMPLEMENTATIONS = {
-    "pallas_mosaic": backend.Form(pallas_mosaic.selective_scan_mosaic, pallas_mosaic.supports),
+    "pallas_mosaic": backend.Form(pallas_mosaic.selective_scan_mosaic, pallas_mosaic.supports, "9.0"),
     "xla": backend.Form(xla.selective_scan_xla, xla.supports),
-    "pallas_triton": backend.Form(pallas_triton.selective_scan_triton, pallas_triton.supports),
+    "pallas_triton": backend.Form(pallas_triton.selective_scan_triton, pallas_triton.supports, "8.0", newer=True),
     "reference": backend.Form(selective_scan_reference),
 }
 """In order of preference. Each is a function of a `ScanCall`, with what it does not take. The Triton kernels come after
@@ -134,27 +134,21 @@ def _check(x, dt, A, B, C, D, z, dt_bias, h0, segment_ids):
         ("segment_ids", segment_ids, "(b l)", (b, l)),
     ):
         _checks.require_shape(where, name, v, letters, sizes)
+    wanted = f"(b l n) = {(b, l, n)}, (b l g n), or fixed (e n) = {(e, n)}"
     for name, M in (("B", B), ("C", C)):
-        _check_matrix(name, M, b, l, e, n)
+        g = M.shape[2] if M.ndim == 4 else 1
+        if M.shape != {2: (e, n), 3: (b, l, n), 4: (b, l, g, n)}.get(M.ndim):
+            channels_first = M.ndim in (3, 4) and M.shape[-1] == l and M.shape[-2] == n
+            remedy = "It fits the channels-first layout of the original op; here time is second and n last."
+            raise errors.bad_shape(where, name, M, wanted, remedy if channels_first else "")
+        if g == 0 or e % g:
+            raise errors.bad_shape(where, name, M, f"of a number of groups g that divides e = {e}")
     if B.ndim == C.ndim == 4 and B.shape[2] != C.shape[2]:
         raise errors.bad_shape(where, "C", C, f"of as many groups as B, {B.shape[2]}")
     if not jnp.iscomplexobj(A):
         for name, v in (("B", B), ("C", C), ("h0", h0)):
             if jnp.iscomplexobj(v):
                 raise errors.bad_shape(where, name, v, "real when A is real", "Make A complex, or take the real part.")
-
-
-def _check_matrix(name, M, b, l, e, n):
-    """B or C: (e n), (b l n) or (b l g n)."""
-    g = M.shape[2] if M.ndim == 4 else 1
-    fits = {2: (e, n), 3: (b, l, n), 4: (b, l, g, n)}.get(M.ndim)
-    wanted = f"(b l n) = {(b, l, n)}, (b l g n), or fixed (e n) = {(e, n)}"
-    if M.shape != fits:
-        channels_first = M.ndim in (3, 4) and M.shape[-1] == l and M.shape[-2] == n
-        remedy = "It fits the channels-first layout of the original op; here time is second and n last."
-        raise errors.bad_shape("selective_scan", name, M, wanted, remedy if channels_first else "")
-    if g == 0 or e % g:
-        raise errors.bad_shape("selective_scan", name, M, f"of a number of groups g that divides e = {e}")
 
 
 def _example(key):

@@ -15,7 +15,8 @@ class ScanCall(NamedTuple):
     """The arguments of `ssmjax.ops.selective_scan`, checked and as arrays.
 
     An implementation is a module with a function of a `ScanCall` that returns y and the last state (b e n), and a
-    `supports(call)` that returns None if it takes the call, and else the condition that failed.
+    `supports(call)` that returns None if it takes the call, and else the condition that failed. The GPU that it needs
+    stands beside it in `api.IMPLEMENTATIONS`.
     """
 
     x: jax.Array

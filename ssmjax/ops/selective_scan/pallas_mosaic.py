@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from ssmjax import _compat
-from ssmjax.ops import backend
 from ssmjax.ops._numerics.derivatives import reverse_only
 from ssmjax.ops.selective_scan.call import STATES, ScanCall
 from ssmjax.ops.selective_scan.mosaic.plan import CHANNELS, KEPT, Plan, Tile, choose_tiles
@@ -47,7 +46,7 @@ def supports(call: ScanCall) -> str | None:
             return f"{name} is {v.dtype}"
     if _compat.varies([v for v in call if hasattr(v, "dtype")]):
         return "it is inside a shard_map that checks varying axes (check_vma=False lets kernels in)"
-    return _compat.lacks_mosaic_gpu() or backend.lacks_capability("9.0")
+    return _compat.lacks_mosaic_gpu()
 
 
 def selective_scan_mosaic(call: ScanCall, *, forward: Tile | None = None, backward: Tile | None = None):

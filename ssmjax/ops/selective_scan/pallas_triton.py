@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
 from ssmjax import _compat
-from ssmjax.ops import backend
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.xla import chunk_length, selective_scan_xla
 
@@ -44,7 +43,7 @@ def supports(call: ScanCall) -> str | None:
         return "it is inside a shard_map that checks varying axes (check_vma=False lets kernels in)"
     if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
         return f"jax {jax.__version__} has no Pallas Triton"
-    return backend.lacks_capability("8.0", newer=True)
+    return None
 
 
 def selective_scan_triton(call: ScanCall):

@@ -20,13 +20,13 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, repeat
 from jax.ad_checkpoint import checkpoint_name
 from jax.export import is_symbolic_dim
 
 from ssmjax import _compat
 from ssmjax.ops._numerics.derivatives import reverse_only
-from ssmjax.ops._numerics.dtypes import number_type, real_type
 from ssmjax.ops.selective_scan import xla_chunked, xla_sequential
 from ssmjax.ops.selective_scan.call import STATES, ScanCall
 from ssmjax.ops.selective_scan.xla_common import Form, Plan, ScanInputs
@@ -49,7 +49,8 @@ def choose(platform: str, b: int, e: int, n: int) -> Form:
     TPU: chunked, as no other form was timed there.
     """
     if platform == "gpu":
-        return "sequential" if _many_states(b, e * n) else "chunked"
+        many = not is_symbolic_dim(b) and b * e * n >= MANY_STATES  # a symbol, as in `jax.export`, counts as few
+        return "sequential" if many else "chunked"
     return "sequential" if platform == "cpu" else "chunked"
 
 
@@ -65,11 +66,6 @@ def at_once(b: int, l: int, e: int, n: int) -> bool:
     13.5 and 1.06. The memory is that of inference: training keeps its chunks.
     """
     return not is_symbolic_dim(b) and not is_symbolic_dim(l) and 4 * b * l * e * n <= MOST_WHOLE
-
-
-def _many_states(b: int, states: int) -> bool:
-    """Whether a batch has `MANY_STATES`; of one that is a symbol, as in `jax.export`, it is taken to have fewer."""
-    return not is_symbolic_dim(b) and b * states >= MANY_STATES
 
 
 def chunk_length(l: int, target: int = 64) -> int:
@@ -96,7 +92,7 @@ def selective_scan_xla(call: ScanCall, *, form=None, chunk=None, unroll=None, ti
     elsewhere; `tile` is how many numbers the state of one tile holds on a CPU.
     """
     x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse, _ = call
-    real = real_type(x)
+    real = np.result_type(x.dtype, np.float32)
     dt = dt.astype(real)
     if dt_bias is not None:
         dt = dt + dt_bias.astype(real)[None, None]
@@ -104,11 +100,14 @@ def selective_scan_xla(call: ScanCall, *, form=None, chunk=None, unroll=None, ti
         dt = jax.nn.softplus(dt)
     free = chunk is None
     if chunk is None:  # one for all platforms, because what is stored for the backward pass is of its size
-        chunk = chunk_length(x.shape[1], 16 if _many_states(x.shape[0], A.size) else 64)
+        many = choose("gpu", x.shape[0], *A.shape) == "sequential"
+        chunk = chunk_length(x.shape[1], 16 if many else 64)
     plan = Plan(reverse, min(chunk, x.shape[1]), unroll, form, tile, free)
     inputs = _compat.vary_alike(_scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse))
     y, state = reverse_only("selective_scan", functools.partial(_scan, plan), inputs)
     y = rearrange(y, "b l g f -> b l (g f)")
+    if jnp.iscomplexobj(A):  # of each conjugate pair one is kept
+        y = 2 * y
     if D is not None:
         y = y + x.astype(real) * D.astype(real)[None, None]
     if z is not None:
@@ -119,21 +118,18 @@ def selective_scan_xla(call: ScanCall, *, form=None, chunk=None, unroll=None, ti
 def _scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse) -> ScanInputs:
     """Returns the public arguments in the layout of `ScanInputs`."""
     g = next((M.shape[2] for M in (B, C) if M.ndim == 4), 1)
-
-    def grouped(M):
-        if M.ndim == 2:
-            return rearrange(M, "(g f) n -> g n f", g=g)
-        return M if M.ndim == 4 else repeat(M, "b l n -> b l g n", g=g)
-
+    number = np.result_type(A.dtype, dt.dtype)
     if h0 is None:
-        h0 = _compat.zeros((x.shape[0], *A.shape), A.dtype, x)
+        h0 = _compat.zeros((x.shape[0], *A.shape), number, x)
     keep = None
     if segment_ids is not None:
         same = segment_ids[:, 1:] == segment_ids[:, :-1]
         keep = jnp.pad(same, ((0, 0), (0, 1) if reverse else (1, 0)), constant_values=True)
     x, dt = (rearrange(v, "b l (g f) -> b l g f", g=g) for v in (x, dt))
-    h0 = rearrange(h0.astype(number_type(A, dt)), "b (g f) n -> b g n f", g=g)
-    return ScanInputs(x, dt, grouped(A), grouped(B), grouped(C), h0, keep)
+    h0 = rearrange(h0.astype(number), "b (g f) n -> b g n f", g=g)
+    B, C = (repeat(M, "b l n -> b l g n", g=g) if M.ndim == 3 else M for M in (B, C))
+    A, B, C = (rearrange(M, "(g f) n -> g n f", g=g) if M.ndim == 2 else M for M in (A, B, C))
+    return ScanInputs(x, dt, A, B, C, h0, keep)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -172,6 +168,8 @@ def _by_platform(direction: str, plan: Plan, inputs: ScanInputs, *args, keep_sta
     b, l, g, f = inputs.x.shape
     sizes = b, g * f, inputs.A.shape[1]
     in_tiles = {"forward": forward_in_tiles, "backward": backward_in_tiles}[direction]
+    fits = not is_symbolic_dim(b) and inputs.h0.size <= plan.tile
+    branches = {}  # platforms that run alike have one program, which is traced once
 
     def branch(platform: str):
         form = choose(platform, *sizes) if plan.form in (None, "triton") else plan.form
@@ -180,10 +178,10 @@ def _by_platform(direction: str, plan: Plan, inputs: ScanInputs, *args, keep_sta
         in_caches = platform == "cpu" and form == "sequential"
         whole = in_caches or (platform == "gpu" and form == "chunked" and plan.free and at_once(b, l, *sizes[1:]))
         chunk = l if whole and not keep_states else plan.chunk
-        settled = dataclasses.replace(plan, unroll=unroll, chunk=chunk, keep_decays=in_caches)
+        settled = dataclasses.replace(plan, form=form, unroll=unroll, chunk=chunk, keep_decays=in_caches)
         run = functools.partial(getattr(module, direction), settled)
-        run = functools.partial(in_tiles, run, plan.tile) if in_caches else run
-        return run if keep_states else lambda *args: run(*args)[:2]
+        run = functools.partial(in_tiles, run, plan.tile) if in_caches and not fits else run
+        return branches.setdefault(settled, run if keep_states else lambda *args: run(*args)[:2])
 
     cuda = gpu = branch("gpu")
     if plan.form == "triton":

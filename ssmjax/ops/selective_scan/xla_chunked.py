@@ -15,7 +15,6 @@ from ssmjax.ops.selective_scan.xla_common import (
     Steps,
     batch_major,
     over_chunks,
-    readout_weight,
     step_terms,
     time_major,
     to_steps,
@@ -28,8 +27,8 @@ def forward(plan: Plan, inputs: ScanInputs) -> tuple[jax.Array, jax.Array, jax.A
     """Returns `y` (b l g f), the last state (b g n f) and the state entering each chunk (b c g n f)."""
 
     def chunk(h0, steps):
-        h, _, (_, _, _, C, _, _) = _states(plan, inputs, h0, steps)
-        y = readout_weight(inputs) * (C * h).sum(-2).real
+        h, (_, _, _, C, _, _) = _states(plan, inputs, h0, steps)
+        y = (C * h).sum(-2).real
         return h[0 if plan.reverse else -1], (y, h0)
 
     state, (y, boundaries) = over_chunks(chunk, inputs.h0, to_steps(plan, inputs), reverse=plan.reverse)
@@ -53,17 +52,18 @@ def backward(plan: Plan, inputs: ScanInputs, boundaries, dy, dstate) -> ScanInpu
 
 
 def _states(plan: Plan, inputs: ScanInputs, h0: jax.Array, steps: Steps):
-    """All states of a chunk and the ones before each step (q b g n f), and the terms they were made of."""
+    """All states of a chunk (q b g n f), and the terms they were made of."""
     terms = a, u, B, _, _, _ = step_terms(inputs, steps)
     h = associative_scan(a, with_carry(a, u * B, h0, reverse=plan.reverse), reverse=plan.reverse)
-    return h, shifted(h, h0, against_time=plan.reverse), terms
+    return h, terms
 
 
 def _backward_chunk(plan: Plan, inputs: ScanInputs, carry, steps: Steps, dy, h0):
     """One chunk against time; arguments as those of the sequential form's step, with a leading (q)."""
     later, (dA, dB_fixed, dC_fixed) = carry
-    h, before, (a, u, B, C, x, dt) = _states(plan, inputs, h0, steps)
-    dy = readout_weight(inputs) * dy[..., None, :]
+    h, (a, u, B, C, x, dt) = _states(plan, inputs, h0, steps)
+    before = shifted(h, h0, against_time=plan.reverse)
+    dy = dy[..., None, :]
     next_a = shifted(a, _compat.full_like(a[0], 1.0), against_time=not plan.reverse)
     s = jnp.broadcast_to(C * dy, h.shape).astype(h.dtype)
     s = associative_scan(next_a, with_carry(next_a, s, later, reverse=not plan.reverse), reverse=not plan.reverse)

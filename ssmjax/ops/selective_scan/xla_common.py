@@ -15,7 +15,6 @@ __all__ = [
     "Steps",
     "batch_major",
     "over_chunks",
-    "readout_weight",
     "step_terms",
     "time_major",
     "to_steps",
@@ -120,18 +119,13 @@ def step_terms(inputs: ScanInputs, steps: Steps) -> tuple[jax.Array, ...]:
     """
     number, real = inputs.h0.dtype, inputs.h0.real.dtype
     lead = (None,) * (steps.x.ndim - 2)  # broadcasts (g n f) over time and batch
-
-    def over_states(M, fixed):
-        # A real M stays real under a complex A: half the multiplications.
-        return fixed[lead].astype(number) if M is None else M[..., None].astype(number if jnp.iscomplexobj(M) else real)
-
+    # A real B or C that varies stays real under a complex A: half the multiplications.
+    B, C = (
+        fixed[lead].astype(number) if M is None else M[..., None].astype(number if jnp.iscomplexobj(M) else real)
+        for M, fixed in ((steps.B, inputs.B), (steps.C, inputs.C))
+    )
     x, dt = (v[..., None, :].astype(real) for v in (steps.x, steps.dt))
     a = jnp.exp(dt * inputs.A[lead].astype(number))
     if steps.keep is not None:
         a = jnp.where(steps.keep[..., None, None, None], a, 0)
-    return a, dt * x, over_states(steps.B, inputs.B), over_states(steps.C, inputs.C), x, dt
-
-
-def readout_weight(inputs: ScanInputs) -> int:
-    """The 2 of `y = 2 Re(sum C h)`: a complex state stands for a conjugate pair, of which one is kept. Otherwise 1."""
-    return 2 if jnp.iscomplexobj(inputs.h0) else 1
+    return a, dt * x, B, C, x, dt

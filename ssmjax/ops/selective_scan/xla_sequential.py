@@ -16,7 +16,6 @@ from ssmjax.ops.selective_scan.xla_common import (
     ScanInputs,
     batch_major,
     over_chunks,
-    readout_weight,
     step_terms,
     time_major,
     to_steps,
@@ -31,7 +30,7 @@ def forward(plan: Plan, inputs: ScanInputs) -> tuple[jax.Array, jax.Array, jax.A
     def step(h, now):
         a, u, B, C, _, _ = step_terms(inputs, now)
         h = a * h + u * B
-        return h, readout_weight(inputs) * _sum_over_n(C * h).real
+        return h, _sum_over_n(C * h).real
 
     def chunk(h, steps):
         end, y = jax.lax.scan(step, h, steps, reverse=plan.reverse, unroll=plan.unroll)
@@ -88,7 +87,7 @@ def _backward_step(inputs: ScanInputs, carry, now, dy, state):
     before, decay = state
     a, u, B, C, x, dt = step_terms(inputs, now)
     a = a if decay is None else decay
-    dy = readout_weight(inputs) * dy[:, :, None]
+    dy = dy[:, :, None]
     decayed = a * before
     h = decayed + u * B
     s = s + C * dy
