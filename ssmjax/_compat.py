@@ -74,6 +74,8 @@ def vary_alike(tree):
     Inside `jax.shard_map` a loop's carry must have one such type throughout. Outside it this does nothing. The
     transpose sums over the axes added, so gradients of replicated arrays come out right.
     """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
     axes = frozenset().union(*(_varying_axes(leaf) for leaf in jax.tree.leaves(tree)))
     return jax.tree.map(lambda leaf: _vary(leaf, tuple(sorted(axes - _varying_axes(leaf)))), tree) if axes else tree
 

@@ -173,7 +173,7 @@ def check_step_range(where: str, dt_min: Any, dt_max: Any) -> None:
 
 def check_elapsed(where: str, dts: Any, mask: Any) -> None:
     """Raises `ValueError` if a length of a step is negative or not finite, as far as it is known and no padding."""
-    values = None if dts is None else known_values(dts)
+    values = known_values(dts)
     real = None if mask is None else known_values(mask)
     if values is None or (mask is not None and real is None):
         return

@@ -209,19 +209,16 @@ class ConvolutionLayer(nnx.Module):
         self.kernel = kind(self.d_model, channels=self.kernel_channels, **options)
 
     def _convolve(self, x: Tokens, lengths: Int[Array, " b"] | None, rate: Any) -> Float[jax.Array, "b c l d"]:
-        taps = self._taps(x.shape[1], rate)
-        if lengths is None or not self.kernel.depends_on_length:
-            return self._convolve_with(self.kernel.taps(taps, rate), x)
-
-        kernels = self.kernel.taps(taps, rate, over=jnp.minimum(lengths, taps))
-        return jax.vmap(lambda kernel, x: self._convolve_with(kernel, x[None])[0])(kernels, x)
-
-    def _convolve_with(self, kernel: Float[Array, "_ k d"], x: Tokens) -> Float[jax.Array, "b c l d"]:
-        origin = 0
+        taps, D, origin = self._taps(x.shape[1], rate), self.D[...].astype(jnp.float32), 0
+        each = lengths is not None and self.kernel.depends_on_length  # then every row has a kernel of its own
+        options = {"over": jnp.minimum(lengths, taps)} if each else {}
+        kernel = self.kernel.taps(taps, rate, **options)
         if self.bidirectional != "none":
-            forward, backward = jnp.split(kernel, 2)
+            forward, backward = jnp.split(kernel, 2, axis=-3)
             kernel, origin = ops.two_sided_kernel(forward, backward, inclusive=self.bidirectional == "inclusive")
-        return convolve("fft_conv", x, kernel, self.D[...].astype(jnp.float32), (origin,))
+        if not each:
+            return convolve("fft_conv", x, kernel, D, (origin,))
+        return jax.vmap(lambda x, kernel: convolve("fft_conv", x[None], kernel, D, (origin,))[0])(x, kernel)
 
     def _scan(
         self, x: Tokens, real: Mask | None, begins: Mask | None, state: Any, rate: float | Array

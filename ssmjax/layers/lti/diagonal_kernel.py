@@ -15,12 +15,12 @@ __all__ = ["DiagonalTaps"]
 class DiagonalTaps(nnx.Module):
     """A kernel that a layer calls by `taps`, `discretized`, `carried` and `last_state`, of a rate that it has checked.
 
-    A subclass has a `discretization` and defines `taps`, `discretized`, `scaled` and `depends_on_length`. Its users
-    call it, or `recurrence`, and have their arguments checked.
+    A subclass has the `transition_rule` of its discretization as its `transition` and defines `taps`, `discretized`,
+    `scaled` and `depends_on_length`. Its users call it, or `recurrence`, and have their arguments checked.
     """
 
     layer: str
-    discretization: str
+    transition: str
 
     def taps(self, length: int, rate: float | Array, over: Array | None = None) -> Float[jax.Array, "*b c l h"]:
         """Returns the kernels."""
@@ -75,7 +75,7 @@ class DiagonalTaps(nnx.Module):
         self, state: Inexact[Array, "b h n"], length: int, rate: float | Array = 1.0
     ) -> Float[jax.Array, "b c l h"]:
         """Computes what a state adds to the outputs of the steps after it, `2 Re C A_bar^(l+1) x`."""
-        return carried(self.discretized(rate), *self.scaled(rate), self.discretization, state, length)
+        return carried(self.discretized(rate), *self.scaled(rate), self.transition, state, length)
 
     def last_state(
         self,
@@ -85,4 +85,4 @@ class DiagonalTaps(nnx.Module):
         rate: float | Array = 1.0,
     ) -> Inexact[jax.Array, "b h n"]:
         """Computes the state after inputs that end at the last place of `u`, `steps` of them, with zeros before."""
-        return last_state(self.discretized(rate), *self.scaled(rate), self.discretization, u, steps, state)
+        return last_state(self.discretized(rate), *self.scaled(rate), self.transition, u, steps, state)

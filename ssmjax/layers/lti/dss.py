@@ -108,6 +108,7 @@ class DSSKernel(DiagonalTaps):
             max_real = float(max_real)
         self.d_model, self.modes, self.channels, self.l_max = d_model, d_state, channels, l_max
         self.discretization, self.parametrization, self.max_real = discretization, parametrization, max_real
+        self.transition = transition_rule(discretization)
         log_dt = log_step_size(rngs.params(), (d_model,), dt_min, dt_max)
         log_dt = jnp.stack([log_dt, log_dt], axis=-1) if separate_dt else log_dt
         self.log_dt = parameter(log_dt.astype(param_dtype), "dt")
@@ -134,7 +135,7 @@ class DSSKernel(DiagonalTaps):
             most = self._normalized_over(length, rate)
             return ops.softmax_kernel(weights, A, most, dt=dt, epsilon=epsilon, over=over)[..., :length, :]
         _, B_bar, C = self.discretized(rate)
-        return diagonal_taps(C * B_bar[None], A, dt, length, transition_rule(self.discretization))
+        return diagonal_taps(C * B_bar[None], A, dt, length, self.transition)
 
     def modes_of_all(self) -> Complex[jax.Array, " n"]:
         """Lambda, which the features share."""

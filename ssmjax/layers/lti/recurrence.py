@@ -123,7 +123,7 @@ class ScanLayer(nnx.Module):
         else:
             inputs = self._project(u, B)
             driven = gain.astype(inputs.dtype) * inputs
-        h, last = scan_steps(_cut(decay, begins), driven, state)
+        h, last = scan_steps(decay if begins is None else _cut(decay, begins), driven, state)
         states = [h]
         if self.bidirectional != "none":
             ends = None if begins is None else jnp.pad(begins[:, 1:], ((0, 0), (0, 1)))[:, : u.shape[1]]
@@ -131,7 +131,10 @@ class ScanLayer(nnx.Module):
                 decay, gain = self._discretize(rate, _until_the_next(dts, padding, ends))
                 driven = gain.astype(inputs.dtype) * inputs
             states.append(self._reversed(decay, driven, ends))
-        y = self._read(states, C) + D.astype(jnp.float32)[None, None] * u.astype(jnp.float32)
+        # The sum over directions of `Re C x`, as one real product.
+        parts = jnp.concatenate([part for x in states for part in (x.real, x.imag)], axis=-1).astype(self.dtype)
+        weight = jnp.concatenate([part for c in C for part in (c.real, -c.imag)], axis=-1).T.astype(self.dtype)
+        y = self._product(parts, weight) + D.astype(jnp.float32)[None, None] * u.astype(jnp.float32)
         y = y.astype(self.dtype)
         y = y if padding is None else padding.undo(y)
         if not return_state:
@@ -182,14 +185,6 @@ class ScanLayer(nnx.Module):
         re, im = jnp.split(self._product(u.astype(self.dtype), weight), 2, axis=-1)
         return jax.lax.complex(re, im)
 
-    def _read(
-        self, states: list[Complex[Array, "b l p"]], C: tuple[Complex[Array, "h p"], ...]
-    ) -> Float[jax.Array, "b l h"]:
-        """Returns the sum over directions of `Re C x`, as one real product, accumulated in float32."""
-        parts = jnp.concatenate([part for x in states for part in (x.real, x.imag)], axis=-1).astype(self.dtype)
-        weight = jnp.concatenate([part for c in C for part in (c.real, -c.imag)], axis=-1).T.astype(self.dtype)
-        return self._product(parts, weight)
-
     def _product(self, x: Array, weight: Array) -> Array:
         """Accumulated in float32; of float32 without the shortened factors (TF32, bfloat16) of a GPU or TPU."""
         if self.dtype == jnp.float32:
@@ -206,7 +201,7 @@ class ScanLayer(nnx.Module):
         self, decay: Complex[Array, "*steps p"], driven: Complex[Array, "b l p"], ends: Bool[Array, "b l"] | None
     ) -> Complex[jax.Array, "b l p"]:
         """The states of the reverse direction; padding at the end holds zeros, so they start at the last real token."""
-        h, _ = scan_steps(_cut(decay, ends), driven, reverse=True)
+        h, _ = scan_steps(decay if ends is None else _cut(decay, ends), driven, reverse=True)
         if self.bidirectional == "inclusive":
             return h
         h = jnp.concatenate([h[:, 1:], jnp.zeros_like(h[:, :1])], axis=1)[:, : h.shape[1]]
@@ -220,6 +215,7 @@ class ScanLayer(nnx.Module):
         if dts is not None:
             check_array(where, "dts", dts, u.shape[:2], f"(b, l) = {u.shape[:2]}", "It has one value a token of u.")
             check_real(where, "dts", dts, f"(b, l) = {u.shape[:2]}", "It is a length of time.")
+            check_elapsed(where, dts, mask)
         if state is not None:
             check_array(where, "state", bare_state(state), wanted, f"(b, p) = {wanted}", "`init_state(b)` makes one.")
         if mode not in ("auto", "scan"):
@@ -228,7 +224,6 @@ class ScanLayer(nnx.Module):
         if self.bidirectional != "none" and (state is not None or return_state):
             remedy = "The reverse direction needs the whole sequence; for a state, use bidirectional='none'."
             raise errors.bad_argument(where, "bidirectional", self.bidirectional, "'none' to carry a state", remedy)
-        check_elapsed(where, dts, mask)
 
 
 def _state_at(h: Complex[Array, "b l p"], lengths: Array, state: Complex[Array, "b p"] | None):
@@ -239,10 +234,8 @@ def _state_at(h: Complex[Array, "b l p"], lengths: Array, state: Complex[Array, 
     return jnp.where(chosen[..., None], history, 0).sum(1)  # not a gather, whose gradient is a scatter
 
 
-def _cut(decay: Complex[Array, "*steps p"], where: Bool[Array, "b l"] | None) -> Complex[jax.Array, "..."]:
+def _cut(decay: Complex[Array, "*steps p"], where: Bool[Array, "b l"]) -> Complex[jax.Array, "b l p"]:
     """Returns the decays with zeros, (b l p), where a sequence begins that must not see the one before it."""
-    if where is None:
-        return decay
     return jnp.where(where[..., None], 0, decay if decay.ndim == 3 else decay[None, None])
 
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssmjax import errors, ops
+from ssmjax import errors
 from ssmjax.layers.common.checks import as_sizes, check_array, check_rate
 from ssmjax.layers.lti.convolution import Bidirectional, ConvolutionLayer, longest
 from ssmjax.layers.lti.state_space import StateSpaceParameters, as_complex, as_real
+from ssmjax.ops.dplr_kernel.api import dplr_taps
 from ssmjax.ops.recurrences import dense
 from ssmjax.ops.recurrences.dplr import DenseRecurrence, DPLRRecurrence, StepForm, diagonal_form, linear_form
 from ssmjax.shapes import Array, Complex, Float, Int
@@ -151,11 +152,11 @@ class DPLRKernel(StateSpaceParameters):
                 `jax.jit`), or C~ is made for shorter kernels.
         """
         check_rate("S4", rate)
-        return self.taps(length, rate)
+        return self.taps(errors.as_int("S4", "length", length, least=1), rate)
 
     def taps(self, length: int, rate: float) -> Float[jax.Array, "c l h"]:
-        """Returns the kernels, of a rate that is checked."""
-        return ops.dplr_kernel(*self._system(rate), self._length(length, rate))[:, :length]
+        """Returns the kernels, of arguments that are checked."""
+        return dplr_taps(*self._system(rate), self._length(length, rate))[:, :length]
 
     def system(self, rate: float = 1.0) -> DPLR:
         """Returns the continuous state space, complex64, one mode of each conjugate pair.
@@ -209,7 +210,7 @@ class DPLRKernel(StateSpaceParameters):
         shared = 2 * jnp.einsum("rhn,bhn->brh", P.conj(), state, precision="highest").real
         driven = A[None] * state - jnp.einsum("rhn,brh->bhn", P, shared.astype(P.dtype), precision="highest")
         B = state / dt[None, :, None].astype(state.dtype) + 0.5 * driven
-        return ops.dplr_kernel(A, P, B, C, dt, self._length(length, rate))[:, :, :length]
+        return dplr_taps(A, P, B, C, dt, self._length(length, rate))[:, :, :length]
 
     def last_state(
         self,
@@ -290,7 +291,6 @@ class DPLRKernel(StateSpaceParameters):
         self.C[...] = as_real(jax.lax.complex(re, -im)).astype(self.C.dtype)
 
     def _length(self, length: int, rate: float) -> int:
-        length = errors.as_int("S4", "length", length, least=1)
         most = longest("S4", self.l_kernel, rate)
         if length > most:
             wanted = f"at most {most}, for which C~ is made" + (f" (at rate {rate})" if rate != 1 else "")

@@ -120,10 +120,11 @@ class DiagonalKernel(DiagonalTaps, StateSpaceParameters):
             rngs=rngs,
         )
         self.discretization = discretization
+        self.transition = transition_rule(discretization)
 
     def taps(self, length: int, rate: float | Array, over: Array | None = None) -> Float[jax.Array, "*b c l h"]:
         """Returns the kernels, of arguments that are checked."""
-        A, dt = self.scaled(rate)
+        A, dt = self.A(), self.step_sizes(rate)
         if self.discretization in NORMALIZED:
             once = 1 if self.conj_sym else 2  # this kernel counts each mode once, in any case
             weights = once * self.output_vectors() * (self.input_vectors() * inverse(A))[None]
@@ -135,8 +136,10 @@ class DiagonalKernel(DiagonalTaps, StateSpaceParameters):
                 epsilon=softmax_epsilon(A, dt, A) if self.discretization == "dss" else EPSILON,
                 over=over,
             )
-        _, B_bar, C = self.discretized(rate)
-        return diagonal_taps(C * B_bar[None], A, dt, length, transition_rule(self.discretization))
+        lasts = self.step_sizes() if self.discretization == "async" else None
+        _, gain = discretized(A, dt, self.discretization, lasts)
+        weights = self.output_vectors() * (gain * self.input_vectors())[None]
+        return diagonal_taps(weights, A, dt, length, self.transition)
 
     @property
     def depends_on_length(self) -> bool:

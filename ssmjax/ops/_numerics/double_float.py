@@ -46,11 +46,16 @@ def two_sum(a: jax.Array, b: jax.Array) -> Double:
 
 
 def two_product(a: jax.Array, b: jax.Array) -> Double:
-    """Returns the product and its rounding error, exactly in float32; without the error in float64."""
+    """Returns the product and its rounding error, exactly in float32; without the error in float64.
+
+    The factors are sums of two floats of 12 significant bits, whose products are exact. `reduce_precision` is an
+    instruction of its own, so that no compiler simplifies the split away.
+    """
     product = a * b
     if product.dtype != jnp.float32:
         return double(product)
-    (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
+    a_high, b_high = (jax.lax.reduce_precision(v, exponent_bits=8, mantissa_bits=11) for v in (a, b))
+    a_low, b_low = a - a_high, b - b_high
     return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
@@ -116,12 +121,3 @@ def _reduced_angle_jvp(primals, tangents):
 def _renormalize(high: jax.Array, low: jax.Array) -> Double:
     total = high + low
     return total, low - (total - high)
-
-
-def _halves(x: jax.Array) -> Double:
-    """Returns a float32 as the sum of two floats of 12 significant bits, whose products are exact.
-
-    `reduce_precision` is an instruction of its own, so that no compiler simplifies the split away.
-    """
-    high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=11)
-    return high, x - high

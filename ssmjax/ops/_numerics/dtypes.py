@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 __all__ = ["common_type", "number_type", "real_type"]
@@ -24,10 +23,7 @@ def number_type(*arrays: Any) -> np.dtype:
     >>> number_type(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.complex64))
     dtype('complex64')
     """
-    real = real_type(*arrays)
-    if not any(jnp.issubdtype(v.dtype, jnp.complexfloating) for v in arrays):
-        return real
-    return np.dtype(np.complex128 if real == np.float64 else np.complex64)
+    return np.result_type(np.float32, *(v.dtype for v in arrays))
 
 
 def common_type(a: Any, b: Any) -> np.dtype:

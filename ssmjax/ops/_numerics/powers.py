@@ -83,19 +83,22 @@ def _rational_squares(A: Pair, dt: jax.Array, rule: str, count: int) -> Pair:
     return jax.lax.scan(step, (re, im), length=count)[1]
 
 
-def factors(squared: Pair, length: int, q: int) -> tuple[Pair, Pair]:
+def factors(squared: Pair, length: int, rows: int) -> tuple[Pair, jax.Array]:
     """Returns the two tables, `(A_bar^q)^i` for `i < ceil(length / q)` and `A_bar^j` for `j < q`, along a new axis -2.
+
+    Of the second the real and the imaginary parts are side by side, (... q 2n).
 
     Args:
         squared: From `squares`, at least `log2(length)` of them.
         length: The number of powers.
-        q: A power of two.
+        rows: How many rows the first table meets: the more of these there are, the shorter it is.
     """
-    low_bits = q.bit_length() - 1
-    c = -(-length // q)
+    low_bits = ((length * max(1, rows)).bit_length() + 1) // 2
+    low_bits = min(low_bits, (length - 1).bit_length())  # q is a power of two
+    c = -(-length // (1 << low_bits))
     coarse = _fill(squared, low_bits, low_bits + (c - 1).bit_length())
     fine = _fill(squared, 0, low_bits)
-    return (coarse[0][..., :c, :], coarse[1][..., :c, :]), fine
+    return (coarse[0][..., :c, :], coarse[1][..., :c, :]), jnp.concatenate(fine, axis=-1)
 
 
 def _fill(squared: Pair, first: int, last: int) -> Pair:

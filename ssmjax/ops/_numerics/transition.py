@@ -1,4 +1,4 @@
-"""The parts of `A_bar` and of the gain of a discretization, see `ssmjax.ops.discretize`, as pairs of real arrays."""
+"""What discretizations are made of, see `ssmjax.ops.discretize`, as pairs of real arrays: `A_bar`, a held input."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from ssmjax.ops._numerics.double_float import reduced_angle
 from ssmjax.ops._numerics.pairs import Pair, reciprocal, times
 
-__all__ = ["gain", "held", "power_sum", "transition"]
+__all__ = ["held", "power_sum", "transition"]
 
 
 def transition(A: Pair, dt: jax.Array, rule: str) -> Pair:
@@ -18,16 +18,6 @@ def transition(A: Pair, dt: jax.Array, rule: str) -> Pair:
         return times((1 + half[0], half[1]), reciprocal((1 - half[0], -half[1])))
     angle, size = reduced_angle(A[1], dt, jnp.ones((), dt.dtype)), jnp.exp(dt * A[0])
     return size * jnp.cos(angle), size * jnp.sin(angle)
-
-
-def gain(A: Pair, dt: jax.Array, rule: str, dt_input: jax.Array) -> Pair:
-    """Returns the factor of `B` in `B_bar`."""
-    if rule in ("zoh", "async"):
-        return held(A, dt if rule == "zoh" else dt_input)
-    if rule == "bilinear":
-        re, im = reciprocal((1 - 0.5 * dt * A[0], -0.5 * dt * A[1]))
-        return dt * re, dt * im
-    return dt if rule in ("euler", "impulse") else jnp.ones_like(dt), jnp.zeros_like(dt)
 
 
 def held(A: Pair, dt: jax.Array, steps: int | jax.Array = 1) -> Pair:

@@ -11,11 +11,12 @@ async      exp(dt A)                        (exp(dt_input A) - 1) / A   an input
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssmjax import errors
 from ssmjax.ops import _checks
-from ssmjax.ops._numerics.dtypes import real_type
-from ssmjax.ops._numerics.transition import gain, transition
+from ssmjax.ops._numerics.pairs import reciprocal
+from ssmjax.ops._numerics.transition import held, transition
 from ssmjax.shapes import Array, Float, Inexact
 
 __all__ = ["discretize", "discretized"]
@@ -63,10 +64,16 @@ def discretized(
 ) -> tuple[Inexact[jax.Array, "..."], Inexact[jax.Array, "..."]]:
     """`discretize` of arguments that are known to be right, as those of a layer are."""
     shape = jnp.broadcast_shapes(A.shape, dt.shape, () if dt_input is None else dt_input.shape)
-    number = real_type(A, dt)
     arrays = (A.real, A.imag, dt, dt if dt_input is None else dt_input)
+    number = np.result_type(arrays[0].dtype, dt.dtype, np.float32)
     re, im, dt, dt_input = (jnp.broadcast_to(jnp.asarray(v, number), shape) for v in arrays)
-    pairs = transition((re, im), dt, rule), gain((re, im), dt, rule, dt_input)
+    if rule in ("zoh", "async"):
+        gain = held((re, im), dt if rule == "zoh" else dt_input)
+    elif rule == "bilinear":
+        gain = tuple(dt * part for part in reciprocal((1 - 0.5 * dt * re, -0.5 * dt * im)))
+    else:
+        gain = dt if rule in ("euler", "impulse") else jnp.ones_like(dt), jnp.zeros_like(dt)
+    pairs = transition((re, im), dt, rule), gain
     return tuple(jax.lax.complex(*pair) if jnp.iscomplexobj(A) else pair[0] for pair in pairs)
 
 

@@ -12,7 +12,7 @@ from ssmjax.ops.dplr_kernel.xla import dplr_kernel_xla
 from ssmjax.ops.vandermonde.api import example
 from ssmjax.shapes import Array, Complex, Float
 
-__all__ = ["dplr_kernel"]
+__all__ = ["dplr_kernel", "dplr_taps"]
 
 
 def dplr_kernel(
@@ -62,11 +62,25 @@ def dplr_kernel(
     where = "dplr_kernel"
     length = _checks.as_length(where, length)
     check_dplr(where, A, P, dt, B=B, C=C)
-    lead = *B.shape[:-2], *C.shape[:-2]
     number = real_type(A, P, B, C, dt)
-    dt, A, P = jnp.asarray(dt, number), _checks.as_number(A, number), _checks.as_number(P, number)
-    B, C = (_checks.as_number(v, number).reshape(-1, *A.shape) for v in (B, C))
-    if backend.choose(where, implementation, A, B, C) == "reference":
+    A, P, B, C = (_checks.as_number(v, number) for v in (A, P, B, C))
+    return dplr_taps(A, P, B, C, jnp.asarray(dt, number), length, implementation)
+
+
+def dplr_taps(
+    A: Complex[Array, "h n"],
+    P: Complex[Array, "r h n"],
+    B: Complex[Array, "*m h n"],
+    C: Complex[Array, "*c h n"],
+    dt: Float[Array, "h"],
+    length: int,
+    implementation: str = "auto",
+) -> Float[jax.Array, "... l h"]:
+    """`dplr_kernel` of arguments of one precision that are known to be right, as those of a layer are."""
+    lead = *B.shape[:-2], *C.shape[:-2]
+    B, C = (v.reshape(-1, *A.shape) for v in (B, C))
+    empty = "an axis has size 0" if 0 in (*A.shape, *B.shape, *C.shape) else None
+    if backend.resolve("dplr_kernel", implementation, {"xla": empty, "reference": None}) == "reference":
         K = dplr_kernel_reference(A, P, B, C, dt, length)
     else:
         steps = jnp.broadcast_to(dt[:, None], A.shape)

@@ -64,14 +64,11 @@ def dplr_kernel_xla(A: Pair, P: Pair, B: Pair, C: Pair, dt: jax.Array, length: i
     modes = Modes(dt * A[1], at, dt, *(tuple(map(of_h, v)) for v in (B, P, C)))
     modes = modes._replace(**{name: getattr(modes, name)[:, None] for name in ("beta", "dt")})
     modes = modes._replace(at=cauchy.Poles(*(v[:, None] for v in at)))
-    run = functools.partial(_spectrum, length=length)
-    spectrum = jax.lax.platform_dependent(
-        _weights(A, P, B, C, dt),
-        at,
-        modes,
-        cpu=functools.partial(run, elements=BLOCK_ELEMENTS["cpu"]),
-        default=functools.partial(run, elements=BLOCK_ELEMENTS["default"]),
-    )
+    blocks = {k: min(length // 2 + 1, max(16, elements // A[0].size)) for k, elements in BLOCK_ELEMENTS.items()}
+    # Of a short kernel one block holds all frequencies on every platform: it has one program, which is traced once.
+    runs = {block: functools.partial(_spectrum, length=length, block=block) for block in blocks.values()}
+    by_platform = {platform: runs[block] for platform, block in blocks.items()}
+    spectrum = jax.lax.platform_dependent(_weights(A, P, B, C, dt), at, modes, **by_platform)
     K = jnp.fft.irfft(jax.lax.complex(*spectrum), n=length)  # (h c m l)
     return jnp.moveaxis(K, (2, 1, 0), (0, 1, 2))
 
@@ -89,11 +86,9 @@ def _weights(A: Pair, P: Pair, B: Pair, C: Pair, dt: jax.Array) -> jax.Array:
     return jnp.moveaxis(both.reshape(-1, *both.shape[3:]), 0, 1)
 
 
-def _spectrum(weights: jax.Array, at: cauchy.Poles, modes: Modes, *, length: int, elements: int) -> Pair:
-    """The transform of the kernel at the frequencies 0, ..., length // 2, as (h c m k)."""
+def _spectrum(weights: jax.Array, at: cauchy.Poles, modes: Modes, *, length: int, block: int) -> Pair:
+    """The transform of the kernel at the frequencies 0, ..., length // 2, as (h c m k), a block after the other."""
     frequencies = length // 2 + 1
-    h, _, n = weights.shape
-    block = min(frequencies, max(16, elements // (h * n)))
     blocks = -(-frequencies // block)
     nodes = cauchy.nodes(length, weights.dtype)
     nodes = np.pad(nodes, ((0, 0), (0, blocks * block - frequencies)), mode="edge")

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssmjax import errors
 from ssmjax.ops import _checks, _half, backend
-from ssmjax.ops._numerics.dtypes import real_type
 from ssmjax.ops.fft_conv.reference import fft_conv_reference
 from ssmjax.ops.fft_conv.xla import fft_conv_xla
 from ssmjax.shapes import Array, Float
@@ -16,7 +16,6 @@ IMPLEMENTATIONS = {"xla": fft_conv_xla, "reference": fft_conv_reference}
 MAX_AXES = 3
 
 
-@_half.rounded_once("x")
 def fft_conv(
     x: Float[Array, "b l d"],
     kernel: Float[Array, "*c k d"],
@@ -63,10 +62,10 @@ def fft_conv(
     """
     where = "fft_conv"
     _check(where, x, kernel, D)
-    return convolve(where, x, kernel, D, (_checks.as_tap(where, "origin", origin, kernel.shape[-2]),), implementation)
+    origin = _checks.as_tap(where, "origin", origin, kernel.shape[-2])
+    return _half.narrow(convolve(where, x, kernel, D, (origin,), implementation), x.dtype)
 
 
-@_half.rounded_once("x")
 def fft_conv_nd(
     x: Float[Array, "b ... d"],
     kernel: Float[Array, "..."],
@@ -104,19 +103,18 @@ def fft_conv_nd(
     """
     where = "fft_conv_nd"
     _check(where, x, kernel, D)
-    return convolve(
-        where, x, kernel, D, _checks.as_origin(where, origin, kernel.shape[1 - x.ndim : -1]), implementation
-    )
+    origin = _checks.as_origin(where, origin, kernel.shape[1 - x.ndim : -1])
+    return _half.narrow(convolve(where, x, kernel, D, origin, implementation), x.dtype)
 
 
 def convolve(where, x, kernel, D, origin, implementation="auto"):
-    """`fft_conv` or `fft_conv_nd` of arguments that are known to be right, with an origin for each axis."""
+    """`fft_conv` or `fft_conv_nd` of arguments known to be right, with an origin for each axis; at least float32."""
     empty = "an axis has size 0" if 0 in x.shape else None
     several = (
         None if x.ndim - 2 <= MAX_AXES else f"it has {x.ndim - 2} axes, and transforms run over at most {MAX_AXES}"
     )
     chosen = backend.resolve(where, implementation, {"xla": empty or several, "reference": None})
-    number = real_type(x)
+    number = np.result_type(x.dtype, np.float32)
     one_channel = kernel.ndim == x.ndim - 1
     channels = jnp.asarray(kernel[None] if one_channel else kernel, number)
     if D is not None:
@@ -125,7 +123,7 @@ def convolve(where, x, kernel, D, origin, implementation="auto"):
         D = jnp.asarray(D, number).reshape(len(channels), *[1] * len(taps), x.shape[-1])
         channels = channels + jnp.pad(D, [(0, 0), *taps, (0, 0)])
     y = IMPLEMENTATIONS[chosen](jnp.asarray(x, number), channels, origin)
-    return (y[:, 0] if one_channel else y).astype(x.dtype)
+    return y[:, 0] if one_channel else y
 
 
 def _check(where, x, kernel, D):
@@ -142,7 +140,8 @@ def _check(where, x, kernel, D):
         raise errors.bad_shape(where, "kernel", kernel, wanted, "Features are last, in x and in the kernel.")
     if 0 in kernel.shape[-axes - 1 : -1]:
         raise errors.bad_shape(where, "kernel", kernel, "of one tap or more along each axis", "Zeros make no output.")
-    _checks.require_shape(where, "D", D, "(d) or (c d)", (*kernel.shape[: -axes - 1], d))
+    if D is not None and D.shape != (sizes := (*kernel.shape[: -axes - 1], d)):
+        raise errors.bad_shape(where, "D", D, f"(d) or (c d) = {sizes}")
 
 
 def _example(key):

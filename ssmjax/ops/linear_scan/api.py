@@ -5,7 +5,6 @@ import jax.numpy as jnp
 
 from ssmjax import _compat, errors
 from ssmjax.ops import _checks, _half, backend
-from ssmjax.ops._numerics.dtypes import common_type
 from ssmjax.ops.linear_scan.reference import linear_scan_reference
 from ssmjax.ops.linear_scan.xla import linear_scan_xla
 from ssmjax.shapes import Array, Inexact
@@ -79,9 +78,9 @@ def scan_steps(
         "linear_scan", implementation, available, "xla is sequential on CPU, associative elsewhere"
     )
     a, x, h0 = jax.tree.map(jnp.asarray, (a, x, h0))
-    h0 = _compat.split_as(h0, x)
+    h0 = None if h0 is None else _compat.split_as(h0, x)
     h, state = IMPLEMENTATIONS[chosen](a, x, h0, reverse)
-    return h.astype(common_type(a, x)), state
+    return h.astype(x.dtype) if a.dtype == x.dtype else h, state
 
 
 def _check(a, x, h0):

@@ -12,17 +12,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssmjax import _compat
 from ssmjax.ops._numerics.derivatives import reverse_only
-from ssmjax.ops._numerics.dtypes import number_type
 
 __all__ = ["associative_scan", "linear_scan_xla", "shifted", "with_carry"]
 
 
 def linear_scan_xla(a, x, h0, reverse):
     """Returns `h` (b l *f) in the dtype of `x` and the last state (b *f); arguments as in `api.linear_scan`."""
-    number = number_type(a, x)
+    number = np.result_type(a.dtype, x.dtype, np.float32)
     if h0 is None:
         h0 = jnp.zeros_like(x[:, 0], dtype=number)
     if a.ndim < x.ndim:
@@ -55,7 +55,7 @@ def _scan_bwd(reverse, saved, cotangents):
     a, h, h0 = saved
     dh, dstate = cotangents
     first, last = (-1, 0) if reverse else (0, -1)
-    if _is_fixed(a, h):
+    if a.shape != h.shape:
         # The state's cotangent enters at the last step, which no decay precedes.
         s, _ = _scan(not reverse, a, _added(dh, dstate, last), _compat.full_like(h0, 0.0))
         products = s * shifted(h, h0, against_time=reverse)
@@ -67,10 +67,6 @@ def _scan_bwd(reverse, saved, cotangents):
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)
-
-
-def _is_fixed(a, x) -> bool:
-    return a.shape != x.shape
 
 
 def _added(v, edge, last):
@@ -99,20 +95,20 @@ def associative_scan(a: jax.Array, x: jax.Array, *, reverse: bool = False) -> ja
     """
     if not jnp.iscomplexobj(a) and not jnp.iscomplexobj(x):
         return jax.lax.associative_scan(_combine, (a, x), reverse=reverse)[1]
-    a, x = (v.astype(number_type(a, x)) for v in (a, x))
+    a, x = (v.astype(np.result_type(a.dtype, x.dtype)) for v in (a, x))
     pairs = (a.real, a.imag), (x.real, x.imag)
     return jax.lax.complex(*jax.lax.associative_scan(_combine_pairs, pairs, reverse=reverse)[1])
 
 
 def _associative(a, x, h0, reverse):
     x = with_carry(a, x, h0, reverse=reverse)
-    if _is_fixed(a, x):  # its powers are the same in every sequence
+    if a.shape != x.shape:  # its powers are the same in every sequence
         a = jnp.broadcast_to(a, (x.shape[0], *a.shape[1:]))
     return associative_scan(a, x, reverse=reverse)
 
 
 def _sequential(a, x, h0, reverse):
-    if _is_fixed(a, x):
+    if a.shape != x.shape:
 
         def fixed_step(h, x):
             h = a[0] * h + x

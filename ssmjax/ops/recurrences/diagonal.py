@@ -74,12 +74,12 @@ def carried(
         recurrence: The discretized state space.
         A: The continuous one.
         dt: Its step sizes.
-        rule: Its discretization; see `transition_rule`.
+        rule: The `transition_rule` of its discretization.
         state: (b h n).
         length: How many steps, l.
     """
     weights = recurrence.C[None] * (recurrence.A_bar[None] * state)[:, None]
-    return ops.vandermonde(weights, A, length, dt=dt, rule=transition_rule(rule))
+    return ops.vandermonde(weights, A, length, dt=dt, rule=rule)
 
 
 def last_state(
@@ -92,7 +92,6 @@ def last_state(
     state: Inexact[Array, "b h n"] | None,
 ) -> Inexact[jax.Array, "b h n"]:
     """The state after inputs that end at the last place of `u`, `steps` of them, zeros before; the rest as above."""
-    rule = transition_rule(rule)
     x = recurrence.B_bar[None] * ops.vandermonde_state(u, A, dt=dt, rule=rule)
     return x if state is None else x + ops.diagonal_power(A, steps, u.shape[1], dt=dt, rule=rule) * state
 

@@ -27,7 +27,7 @@ def kernel(C: Pair, squared: Pair, length: int) -> jax.Array:
         squared: The squares of A_bar (h n) from `powers.squares`.
         length: The number of powers.
     """
-    P, Q = _tables(C[0].shape[0], squared, length)
+    P, Q = factors(squared, length, C[0].shape[0])
     re, im = times((C[0][..., None, :], C[1][..., None, :]), (P[0][None], P[1][None]))
     K = 2 * jnp.einsum("bhcn,hqn->bhcq", jnp.concatenate([re, -im], axis=-1), Q, precision="highest")
     return K.reshape(*K.shape[:2], -1)[..., :length]
@@ -36,19 +36,9 @@ def kernel(C: Pair, squared: Pair, length: int) -> jax.Array:
 def state(u: jax.Array, squared: Pair) -> Pair:
     """`s_n = sum_l u_l A_bar_n^l`, (b h n), for real `u` (b h l); the rest as in `kernel`."""
     length = u.shape[-1]
-    P, Q = _tables(u.shape[0], squared, length)
+    P, Q = factors(squared, length, u.shape[0])
     c, q = P[0].shape[-2], Q.shape[-2]
     u = jnp.pad(u, ((0, 0), (0, 0), (0, c * q - length))).reshape(*u.shape[:2], c, q)
     parts = jnp.split(jnp.einsum("bhcq,hqn->bhcn", u, Q, precision="highest"), 2, axis=-1)
     re, im = times((parts[0], parts[1]), (P[0][None], P[1][None]))
     return re.sum(-2), im.sum(-2)
-
-
-def _tables(b: int, squared: Pair, length: int) -> tuple[Pair, jax.Array]:
-    """Returns the coarse table (h c n) and the fine one (h q 2n), real and imaginary parts side by side.
-
-    The coarse one meets each of the `b` rows, so that the more of these there are, the shorter it is.
-    """
-    q = 1 << (((length * max(1, b)).bit_length() + 1) // 2)
-    coarse, fine = factors(squared, length, min(q, 1 << (length - 1).bit_length()))
-    return coarse, jnp.concatenate(fine, axis=-1)
