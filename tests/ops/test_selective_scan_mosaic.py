@@ -134,7 +134,7 @@ def test_they_stay_out_of_a_shard_map_that_checks_varying_axes():
         spec = jax.sharding.PartitionSpec("data")
         jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check)(call_of(b=2).x)
     assert "check_vma" in reasons[0]
-    assert "check_vma" not in reasons[-1]
+    assert "check_vma" not in (reasons[-1] or "")
 
 
 def test_a_named_kernel_says_why_it_cannot_run(key):

@@ -117,8 +117,10 @@ class ConvolutionLayer(nnx.Module):
         x = u.astype(jnp.float32)
         if padding is not None:
             x, segment_ids = padding.apply(x), padding.ids(segment_ids)
-        state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
-        state = None if state is None else _compat.split_as(self._as_state(state), x)
+        segment = None
+        if state is not None or segment_ids is not None:
+            state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
+            state = None if state is None else _compat.split_as(self._as_state(state), x)
         if 0 in x.shape:
             y, last = jnp.zeros((x.shape[0], self.channels, *x.shape[1:])), state
         elif mode == "scan":
@@ -209,7 +211,9 @@ class ConvolutionLayer(nnx.Module):
         self.kernel = kind(self.d_model, channels=self.kernel_channels, **options)
 
     def _convolve(self, x: Tokens, lengths: Int[Array, " b"] | None, rate: Any) -> Float[jax.Array, "b c l d"]:
-        taps, D, origin = self._taps(x.shape[1], rate), self.D[...].astype(jnp.float32), 0
+        taps, D, origin = x.shape[1], self.D[...].astype(jnp.float32), 0
+        if self.l_max is not None:
+            taps = min(taps, longest(type(self).__name__, self.l_max, rate))
         each = lengths is not None and self.kernel.depends_on_length  # then every row has a kernel of its own
         options = {"over": jnp.minimum(lengths, taps)} if each else {}
         kernel = self.kernel.taps(taps, rate, **options)
@@ -258,7 +262,8 @@ class ConvolutionLayer(nnx.Module):
             raise ValueError(f"{where}: {errors.unknown_name('mode', mode, get_args(Mode))}")
         if stateful:
             self._check_one_direction()
-        if (stateful or mode == "scan") and u.shape[1] > (taps := self._taps(u.shape[1], rate)):
+        forgets = self.l_max is not None and (stateful or mode == "scan")
+        if forgets and u.shape[1] > (taps := longest(where, self.l_max, rate)):
             wanted = f"at most {taps} long, from where on the convolution forgets and a state does not"
             raise errors.bad_shape(where, "u", u, wanted, "Build it with l_max=None.")
         if state is not None:
@@ -282,9 +287,6 @@ class ConvolutionLayer(nnx.Module):
             raise errors.bad_argument(
                 type(self).__name__, "state", "a state to carry", "left out in both directions", remedy
             )
-
-    def _taps(self, length: int, rate: float | Array) -> int:
-        return length if self.l_max is None else min(max(1, length), longest(type(self).__name__, self.l_max, rate))
 
 
 def longest(where: str, l_max: int, rate: float | Array) -> int:

@@ -113,9 +113,11 @@ class ScanLayer(nnx.Module):
             padding = compact(mask)
             u, segment_ids = padding.apply(u), padding.ids(segment_ids)
             dts = None if dts is None else padding.apply(jnp.asarray(dts)[..., None])[..., 0]
-        state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
-        state = None if state is None else jnp.asarray(state, jnp.complex64)
-        begins = None if segment_ids is None else begins_segment(segment_ids)
+        segment = begins = None
+        if state is not None or segment_ids is not None:
+            state, segment = enter_state(state, segment_ids, None if padding is None else padding.lengths)
+            state = None if state is None else jnp.asarray(state, jnp.complex64)
+            begins = None if segment_ids is None else begins_segment(segment_ids)
         B, C, D = self._matrices()
         decay, gain = self._discretize(rate, dts)
         if dts is None:

@@ -171,7 +171,7 @@ class DPLRKernel(StateSpaceParameters):
         P = self._tile(self._numbers(self.P))
         if not self.conj_sym:
             P = jnp.concatenate([P, 1j * P]) * 0.5**0.5
-        return DPLR(self.A(), P, self.input_vectors(), self.output_vectors(), self.step_sizes(rate)[:, 0])
+        return DPLR(self.A(), P, *self.vectors(), self.step_sizes(rate)[:, 0])
 
     def recurrence(self, rate: float = 1.0, form: StepForm = "dense") -> DPLRRecurrence:
         """Returns the discretized state space; C is recovered from C~.

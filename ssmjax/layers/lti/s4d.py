@@ -124,10 +124,10 @@ class DiagonalKernel(DiagonalTaps, StateSpaceParameters):
 
     def taps(self, length: int, rate: float | Array, over: Array | None = None) -> Float[jax.Array, "*b c l h"]:
         """Returns the kernels, of arguments that are checked."""
-        A, dt = self.A(), self.step_sizes(rate)
+        A, dt, (B, C) = self.A(), self.step_sizes(rate), self.vectors()
         if self.discretization in NORMALIZED:
             once = 1 if self.conj_sym else 2  # this kernel counts each mode once, in any case
-            weights = once * self.output_vectors() * (self.input_vectors() * inverse(A))[None]
+            weights = once * C * (B * inverse(A))[None]
             return ops.softmax_kernel(
                 weights,
                 A,
@@ -138,8 +138,7 @@ class DiagonalKernel(DiagonalTaps, StateSpaceParameters):
             )
         lasts = self.step_sizes() if self.discretization == "async" else None
         _, gain = discretized(A, dt, self.discretization, lasts)
-        weights = self.output_vectors() * (gain * self.input_vectors())[None]
-        return diagonal_taps(weights, A, dt, length, self.transition)
+        return diagonal_taps(C * (gain * B)[None], A, dt, length, self.transition)
 
     @property
     def depends_on_length(self) -> bool:
@@ -157,7 +156,8 @@ class DiagonalKernel(DiagonalTaps, StateSpaceParameters):
             raise errors.bad_argument("S4D", "discretization", self.discretization, "one with a recurrence", remedy)
         lasts = self.step_sizes() if self.discretization == "async" else None
         A_bar, gain = discretized(*self.scaled(rate), self.discretization, lasts)
-        return DiagonalRecurrence(A_bar, gain * self.input_vectors(), self.output_vectors())
+        B, C = self.vectors()
+        return DiagonalRecurrence(A_bar, gain * B, C)
 
 
 class S4D(ConvolutionLayer):

@@ -157,17 +157,16 @@ class StateSpaceParameters(nnx.Module):
         im = im if self.imag_transform == "none" else positive(im, self.imag_transform)
         return self._tile(jax.lax.complex(re, -im))
 
-    def input_vectors(self) -> Inexact[jax.Array, "h n"]:
-        """B."""
-        return self._tile(self._numbers(self.B)[0])
+    def vectors(self) -> tuple[Inexact[jax.Array, "h n"], Inexact[jax.Array, "c h n"]]:
+        """Returns B and C.
 
-    def output_vectors(self) -> Inexact[jax.Array, "c h n"]:
-        """C, without the modes beyond the band limit; halved if all are stored, since kernels count them twice."""
-        C = self._numbers(self.C)
+        C is without the modes beyond the band limit, and halved if all are stored, since kernels count them twice.
+        """
+        B, C = self._tile(self._numbers(self.B)[0]), self._numbers(self.C)
         if self.bandlimit is not None:
             turns = self.step_sizes() * jnp.abs(self.A().imag) / (2 * math.pi)
             C = jnp.where((turns < 0.5 * self.bandlimit)[None], C, 0)
-        return C if self.conj_sym else 0.5 * C
+        return B, C if self.conj_sym else 0.5 * C
 
     def init_state(self, batch: int) -> Inexact[jax.Array, "b h n"]:
         """Returns the state before the first token: zeros."""
