@@ -111,6 +111,13 @@ def travel(function: Callable, args: tuple) -> list[Entry]:
     return calls
 
 
+def counts_of(calls: list[Entry]) -> tuple[int, int, int, int]:
+    """Functions, switches, lines of checks and lines of maths of some calls."""
+    functions = len({(call.file, call.name) for call in calls})
+    switches = sum(a.file != b.file for a, b in itertools.pairwise(calls))
+    return functions, switches, *lines_of(calls)
+
+
 def lines_of(calls: list[Entry]) -> tuple[int, int]:
     """Lines of checks and lines of maths of the functions that some calls enter."""
     checks = maths = 0
@@ -168,16 +175,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=inspect.getdoc(sys.modules[__name__]))
     parser.add_argument("--trace", choices=list(cases()), help="print the calls of this layer or op in order, alone")
     wanted = parser.parse_args().trace
-    counts = "functions", "switches", "checks", "maths"
-    print(f"{'before -> now':16}" + "".join(f"{count:>14}" for count in counts))
+    columns = "functions", "switches", "checks", "maths"
+    print(f"{'before -> now':16}" + "".join(f"{column:>14}" for column in columns))
     for name, (function, args) in cases().items():
         if wanted not in (None, name):
             continue
         calls = travel(function, args)
-        functions = len({(call.file, call.name) for call in calls})
-        switches = sum(a.file != b.file for a, b in itertools.pairwise(calls))
-        now = functions, switches, *lines_of(calls)
-        print(f"{name:16}" + "".join(f"{f'{a} -> {b}':>14}" for a, b in zip(BEFORE[name], now, strict=True)))
+        print(
+            f"{name:16}" + "".join(f"{f'{a} -> {b}':>14}" for a, b in zip(BEFORE[name], counts_of(calls), strict=True))
+        )
         if wanted:
             for call in calls:
                 print(f"{'  ' * (call.depth + 1)}{call.file}: {call.name}")
