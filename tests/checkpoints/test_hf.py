@@ -284,10 +284,11 @@ def test_a_folder_without_weights_or_of_an_unknown_type(model, tmp_path, monkeyp
 
 
 def test_a_family_without_such_a_form(tmp_path):
+    vim = ssmjax.create_model("vim_nano", depth=1)
     with pytest.raises(ValueError, match="'vim' has no Hugging Face form; families that have one: .*toy"):
-        ssmjax.save_pretrained(ssmjax.create_model("vim_nano", depth=1), tmp_path / "vim", format="hf")
+        ssmjax.save_pretrained(vim, tmp_path / "vim", format="hf")
     with pytest.raises(ValueError, match="format must be 'ssmjax' or 'hf'"):
-        ssmjax.save_pretrained(ssmjax.create_model("vim_nano", depth=1), tmp_path / "vim", format="pt")
+        ssmjax.save_pretrained(vim, tmp_path / "vim", format="pt")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,7 @@
 """The bodies of the kernels for Hopper GPUs in numpy (`mosaic_simulator`): values, and who waits for whom."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from ssmjax.ops.selective_scan import pallas_mosaic
 from ssmjax.ops.selective_scan.call import ScanCall
 from ssmjax.ops.selective_scan.mosaic.plan import Tile
 from ssmjax.ops.selective_scan.reference import selective_scan_reference
+from tests.layers import quick
 from tests.ops.mosaic_simulator import simulated
 from tests.ops.oracle import scan_problem
 
@@ -40,21 +43,35 @@ ORDERS = [(name, order) for name, case in CASES.items() for order in ((0, 1, 2),
 """Cases, those of several warpgroups with the first and with the last of them first."""
 
 
+def of(run, call):
+    """A call as a function of its arrays, with a tuple of outputs."""
+
+    def function(arrays):
+        y, state = run(call._replace(**arrays))
+        return (y, state) if call.return_state else (y,)
+
+    return function
+
+
+@functools.cache
+def expected(name):
+    """The outputs of the reference, cotangents of them, and the gradients of the arrays, in one program."""
+    call, _ = make_case(**CASES[name])
+    arrays = {k: v for k, v in call._asdict().items() if isinstance(v, jax.Array) and k != "segment_ids"}
+
+    @quick.jit
+    def run(arrays):
+        wanted, vjp = jax.vjp(of(selective_scan_reference, call), arrays)
+        cotangents = jax.tree.map(lambda v: jnp.cos(jnp.arange(v.size, dtype=v.dtype)).reshape(v.shape), wanted)
+        return wanted, cotangents, vjp(cotangents)[0]
+
+    return arrays, *run(arrays)
+
+
 @pytest.mark.parametrize(("name", "order"), ORDERS, ids=str)
 def test_kernels_compute_the_scan_and_its_gradients(name, order, monkeypatch):
     call, tiles = make_case(**CASES[name])
-    arrays = {k: v for k, v in call._asdict().items() if isinstance(v, jax.Array) and k != "segment_ids"}
-
-    def of(run):
-        def function(arrays):
-            y, state = run(call._replace(**arrays))
-            return (y, state) if call.return_state else (y,)
-
-        return function
-
-    wanted, vjp = jax.vjp(of(selective_scan_reference), arrays)
-    cotangents = jax.tree.map(lambda v: jnp.cos(jnp.arange(v.size, dtype=v.dtype)).reshape(v.shape), wanted)
-    wanted_grads = vjp(cotangents)[0]
+    arrays, wanted, cotangents, wanted_grads = expected(name)
 
     def by_kernel(direction, plan, arrays, *, keep_states=False):
         """In place of `_by_platform`: the kernels now, in numpy."""
@@ -65,10 +82,10 @@ def test_kernels_compute_the_scan_and_its_gradients(name, order, monkeypatch):
     with simulated(monkeypatch, order):
         monkeypatch.setattr(pallas_mosaic, "_by_platform", by_kernel)
         monkeypatch.setattr(pallas_mosaic, "_over_batch", lambda run, arrays: run(arrays))
-        run = of(lambda call: pallas_mosaic.selective_scan_mosaic(call, **tiles))
+        run = of(lambda call: pallas_mosaic.selective_scan_mosaic(call, **tiles), call)
         got, vjp = jax.vjp(run, arrays)
         grads = vjp(cotangents)[0]
     for k, (g, w) in {f"output {i}": pair for i, pair in enumerate(zip(got, wanted, strict=True))}.items():
-        np.testing.assert_allclose(g, w, rtol=2e-4, atol=2e-4 * float(jnp.abs(w).max()), err_msg=k)
+        np.testing.assert_allclose(g, w, rtol=2e-4, atol=2e-4 * np.abs(w).max(), err_msg=k)
     for k, w in wanted_grads.items():
-        np.testing.assert_allclose(grads[k], w, rtol=2e-4, atol=2e-4 * float(jnp.abs(w).max()), err_msg=f"d{k}")
+        np.testing.assert_allclose(grads[k], w, rtol=2e-4, atol=2e-4 * np.abs(w).max(), err_msg=f"d{k}")

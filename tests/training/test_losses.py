@@ -14,6 +14,7 @@ from ssmjax.training.losses import (
     next_token_labels,
     softmax_cross_entropy,
 )
+from tests.layers import quick
 
 LABELS = np.array([[0, 6, 3], [IGNORED, 2, 7]], np.int32)  # 7 is out of range, too
 COUNTS = (LABELS >= 0) & (LABELS < 7)
@@ -33,9 +34,9 @@ def test_indices_agree_with_one_hot_labels(key, smoothing):
     def ours(logits):
         return softmax_cross_entropy(logits, LABELS, label_smoothing=smoothing)
 
-    chex.assert_trees_all_close(ours(logits), theirs(logits, smoothing), atol=1e-6)
     got, want = (
-        jax.grad(lambda x, f=f: (f(x) * WEIGHTS).sum())(logits) for f in (ours, lambda x: theirs(x, smoothing))
+        quick.jit(lambda x, f=f: (f(x), jax.grad(lambda x: (f(x) * WEIGHTS).sum())(x)))(logits)
+        for f in (ours, lambda x: theirs(x, smoothing))
     )
     chex.assert_trees_all_close(got, want, atol=1e-6)
 
@@ -79,6 +80,11 @@ def whole(hidden, weight, bias):
     return softmax_cross_entropy(hidden @ weight + bias, LABELS)
 
 
+def with_gradients(losses):
+    """The losses, and the gradients of their weighted sum, in one program."""
+    return quick.jit(lambda *x: (losses(*x), jax.grad(lambda *x: (losses(*x) * WEIGHTS).sum(), argnums=(0, 1, 2))(*x)))
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 6, 100])
 def test_chunks_agree_with_the_whole(key, chunk):
     a, b, c = jax.random.split(key, 3)
@@ -88,11 +94,8 @@ def test_chunks_agree_with_the_whole(key, chunk):
         return chunked_cross_entropy(hidden, weight, LABELS, bias=bias, chunk=chunk)
 
     with jax.numpy_rank_promotion("allow"):
-        want = whole(*arguments)
-        want_gradients = jax.grad(lambda *x: (whole(*x) * WEIGHTS).sum(), argnums=(0, 1, 2))(*arguments)
-    chex.assert_trees_all_close(chunked(*arguments), want, atol=1e-5)
-    gradients = jax.grad(lambda *x: (chunked(*x) * WEIGHTS).sum(), argnums=(0, 1, 2))(*arguments)
-    chex.assert_trees_all_close(gradients, want_gradients, atol=1e-5)
+        want = with_gradients(whole)(*arguments)
+    chex.assert_trees_all_close(with_gradients(chunked)(*arguments), want, atol=1e-5)
 
 
 def test_bfloat16_sums_the_gradient_of_the_weight_in_float32(key):
