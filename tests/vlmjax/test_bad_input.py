@@ -1,5 +1,6 @@
 """What a user gets wrong is one clear error each, before any work: placeholders, tokens, budgets, images, rooms."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ def text(count):
     return np.array([[*[IMAGE] * count, 1, 2]])
 
 
+@jax.jit
 def two(x):
     return density_anchors(x, 2)
 

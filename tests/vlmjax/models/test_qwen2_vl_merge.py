@@ -22,10 +22,10 @@ def model():
 
 
 def fewer(m):
-    return functools.partial(density_anchors, m=m)
+    return jax.jit(functools.partial(density_anchors, m=m))
 
 
-ALL, HALF, TWO = (lambda x: density_anchors(x, x.shape[1])), (lambda x: density_anchors(x, x.shape[1] // 2)), fewer(2)
+ALL, HALF, TWO = jax.jit(lambda x: density_anchors(x, x.shape[1])), lambda x: fewer(x.shape[1] // 2)(x), fewer(2)
 RAGGED = [picture(56, 84), picture(84, 84, 1), picture(56, 56, 2)]  # 6, 9 and 4 visual tokens
 EQUAL = [picture(56, 84), picture(56, 84, 1)]
 
