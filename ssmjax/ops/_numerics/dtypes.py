@@ -10,6 +10,7 @@ __all__ = ["common_type", "number_type", "real_type"]
 def real_type(*arrays: Any) -> np.dtype:
     """Returns the real dtype to compute in: float64 if an array is of double precision, else float32.
 
+    >>> import jax.numpy as jnp
     >>> real_type(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.complex64))
     dtype('float32')
     """
@@ -20,6 +21,7 @@ def real_type(*arrays: Any) -> np.dtype:
 def number_type(*arrays: Any) -> np.dtype:
     """`real_type`, or the complex dtype of its precision if an array is complex.
 
+    >>> import jax.numpy as jnp
     >>> number_type(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.complex64))
     dtype('complex64')
     """
@@ -29,6 +31,7 @@ def number_type(*arrays: Any) -> np.dtype:
 def common_type(a: Any, b: Any) -> np.dtype:
     """Returns the dtype of a result of two arrays: their own if they agree, else `number_type`.
 
+    >>> import jax.numpy as jnp
     >>> common_type(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.bfloat16)) == jnp.bfloat16
     True
     """
