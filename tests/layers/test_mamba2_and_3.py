@@ -61,7 +61,9 @@ def test_whole_equals_chunks_and_steps(name):
 def test_padding_holds_the_state(name):
     """On the left, on the right and in holes (attention with a convolution: on the left); limits of dt included."""
     layer, mask = make(name), MASK[[0, 2]] if name == "attention" else MASK
-    u = jnp.where(mask[..., None], sequence(9, batch=len(mask)), 1e3)  # what stands in the padding must not matter
+    u = np.where(
+        mask[..., None], sequence(9, batch=len(mask)), np.float32(1e3)
+    )  # what stands in the padding must not matter
     definition, parameters = nnx.split(layer)
 
     @quick.jit
@@ -74,9 +76,9 @@ def test_padding_holds_the_state(name):
     def alone(parameters, u):
         return nnx.merge(definition, parameters)(u)
 
-    y, following = run(parameters, u, mask)
+    y, following = jax.device_get(run(parameters, u, mask))
     for row, real in enumerate(mask):
-        wanted = alone(parameters, jnp.concatenate([u[row, real], jnp.ones((1, D))])[None])[0]
+        wanted = np.asarray(alone(parameters, np.concatenate([u[row, real], np.ones((1, D), np.float32)])[None])[0])
         chex.assert_trees_all_close((y[row, real], following[row]), (wanted[:-1], wanted[-1]), atol=1e-5)
         assert not y[row, ~real].any()
 
@@ -94,8 +96,8 @@ def test_packed_sequences_do_not_see_each_other(name):
     run = quick.jit(jax.value_and_grad(loss, has_aux=True))
     (_, packed), gradient = run(parameters, u, ids)
     pieces = [(i, ids[0] == i) for i in (4, 7, 1)]
-    each = [run(parameters, u[:, here], np.full((2, here.sum()), i)) for i, here in pieces]
-    chex.assert_trees_all_close(packed, jnp.concatenate([y for (_, y), _ in each], axis=1), atol=1e-5)
+    each = jax.device_get([run(parameters, np.asarray(u)[:, here], np.full((2, here.sum()), i)) for i, here in pieces])
+    chex.assert_trees_all_close(packed, np.concatenate([y for (_, y), _ in each], axis=1), atol=1e-5)
     wanted = jax.tree.map(lambda *g: sum(g), *[g for _, g in each])
     chex.assert_trees_all_close(gradient, wanted, atol=2e-5, rtol=1e-5)
 

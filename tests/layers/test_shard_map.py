@@ -137,7 +137,7 @@ def test_dss_refuses_the_name_that_s4d_has_for_its_rule():
 
 @pytest.mark.usefixtures("as_a_user")
 def test_one_tap_is_left_at_a_large_rate():
-    layer = S4ND(D, d_state=4, l_max=4, rngs=nnx.Rngs(0))
+    layer = quick.made(lambda: S4ND(D, d_state=4, l_max=4, rngs=nnx.Rngs(0)))
     kernel, _ = jax.eval_shape(lambda: layer.axis_kernels((3, 3), rate=10)[0])
     assert kernel.shape[2] == 2  # one into either direction
     for rate in (0, (1.0, -1.0)):

@@ -45,7 +45,7 @@ def test_mixers(make):
 
 @pytest.mark.parametrize("make", [S4, S4D, DSS])
 def test_steps(make):
-    layer = make(8, d_state=4, l_max=16, rngs=nnx.Rngs(0))
+    layer = quick.made(lambda: make(8, d_state=4, l_max=16, rngs=nnx.Rngs(0)))
     check(layer, (jax.random.normal(jax.random.key(0), (2, 8)), layer.init_state(2)), "step")
 
 
