@@ -47,18 +47,18 @@ are in `layers/checks.py`)."""
 COMPREHENSIONS = ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")
 
 
-def cases() -> dict[str, tuple[Callable, tuple]]:
-    """A call of each layer and op that the table is about, by name."""
+def cases() -> dict[str, Callable[[], tuple[Callable, tuple]]]:
+    """What makes a call of each layer and op that the table is about, by name."""
     u = jnp.ones((2, 16, 8))
     x, A, B = jnp.ones((2, 16, 8)), -jnp.ones((8, 4)), jnp.ones((2, 16, 4))
     options = dict(d_state=4, rngs=nnx.Rngs(0))
     return {
-        "S4D": (layers.S4D(8, **options), (u,)),
-        "S4": (layers.S4(8, l_max=16, **options), (u,)),
-        "S5": (layers.S5(8, **options), (u,)),
-        "Mamba": (layers.Mamba(8, **options), (u,)),
-        "selective_scan": (functools.partial(ops.selective_scan, dt_softplus=True), (x, x, A, B, B)),
-        "fft_conv": (ops.fft_conv, (x, jnp.ones((16, 8)))),
+        "S4D": lambda: (layers.S4D(8, **options), (u,)),
+        "S4": lambda: (layers.S4(8, l_max=16, **options), (u,)),
+        "S5": lambda: (layers.S5(8, **options), (u,)),
+        "Mamba": lambda: (layers.Mamba(8, **options), (u,)),
+        "selective_scan": lambda: (functools.partial(ops.selective_scan, dt_softplus=True), (x, x, A, B, B)),
+        "fft_conv": lambda: (ops.fft_conv, (x, jnp.ones((16, 8)))),
     }
 
 
@@ -91,11 +91,11 @@ def travel(function: Callable, args: tuple) -> list[Entry]:
     def watch(frame, event, _):
         nonlocal depth
         code = frame.f_code
-        path = Path(code.co_filename)
-        if PACKAGE not in path.parents or code.co_name in COMPREHENSIONS:
+        file = _inside(code.co_filename)
+        if file is None or code.co_name in COMPREHENSIONS:
             return
         if event == "call":
-            calls.append(Entry(depth, str(path.relative_to(PACKAGE)), code.co_name, code.co_firstlineno))
+            calls.append(Entry(depth, file, code.co_name, code.co_firstlineno))
             depth += 1
         elif event == "return":
             depth -= 1
@@ -109,6 +109,13 @@ def travel(function: Callable, args: tuple) -> list[Entry]:
 
     jax.make_jaxpr(traced)(*args)
     return calls
+
+
+@functools.cache  # asked at every call inside JAX, too
+def _inside(filename: str) -> str | None:
+    """A file's path in the package, None for others."""
+    path = Path(filename)
+    return str(path.relative_to(PACKAGE)) if PACKAGE in path.parents else None
 
 
 def counts_of(calls: list[Entry]) -> tuple[int, int, int, int]:
@@ -177,10 +184,10 @@ def main() -> None:
     wanted = parser.parse_args().trace
     columns = "functions", "switches", "checks", "maths"
     print(f"{'before -> now':16}" + "".join(f"{column:>14}" for column in columns))
-    for name, (function, args) in cases().items():
+    for name, make in cases().items():
         if wanted not in (None, name):
             continue
-        calls = travel(function, args)
+        calls = travel(*make())
         print(
             f"{name:16}" + "".join(f"{f'{a} -> {b}':>14}" for a, b in zip(BEFORE[name], counts_of(calls), strict=True))
         )

@@ -34,7 +34,7 @@ from jax._src.interpreters import mlir
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssmjax" / "xla"
 
-gc.set_threshold(20_000, 10, 10)  # looking through traced programs ever again was a twentieth of the time
+gc.set_threshold(50_000, 10, 10)  # looking through traced programs ever again was a twentieth of the time
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
@@ -70,6 +70,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         option = "layers/test_registry.py" in item.nodeid and "(" in item.name
         if example or option or item.name.endswith("__without_jit"):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what is imported by now out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

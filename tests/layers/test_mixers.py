@@ -57,7 +57,10 @@ def alone(layer, u, ids, mask=None, **options):
 @pytest.mark.parametrize(
     ("name", "cuts"),
     [
-        *(pytest.param(n, (5,), marks=[pytest.mark.slow] * ("(" in n or n == "lru")) for n in MIXERS),
+        *(
+            pytest.param(n, (5,), marks=[pytest.mark.slow] * ("(" in n or n in ("lru", "dss", "mamba3")))
+            for n in MIXERS
+        ),
         *(pytest.param(n, (2, 8, 9), marks=pytest.mark.slow) for n in MIXERS),
     ],
 )

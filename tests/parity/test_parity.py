@@ -88,8 +88,8 @@ def exchange(one: str, other: str):
     "change",
     [
         negate("param/layers.1.mixer.A_log"),
-        negate("param/layers.3.mixer.D_b"),
-        negate("param/cls_token"),
+        pytest.param(negate("param/layers.3.mixer.D_b"), marks=pytest.mark.slow),
+        pytest.param(negate("param/cls_token"), marks=pytest.mark.slow),
         exchange("param/layers.2.mixer.conv1d.weight", "param/layers.2.mixer.conv1d_b.weight"),
         exchange("param/layers.0.norm.weight", "param/layers.1.norm.weight"),
     ],
