@@ -132,9 +132,8 @@ def test_losses_fall_in_training_steps(loss, learned):
     """A few steps on one batch, through the whole network."""
     images = jnp.zeros((4, 8, 8, 1)).at[:, 2:6, 2:6].set(1.0)
     batch = {"image": images, "label": jnp.array([0, 1, 2, 3])}
-    model = ssmjax.create_model(
-        "dis_nano", img_size=8, patch_size=4, d_model=16, depth=2, d_state=4, learn_sigma=learned
-    )
+    size = dict(img_size=8, patch_size=4, d_model=16, depth=2, d_state=4)
+    model = quick.made(lambda: ssmjax.create_model("dis_nano", **size, learn_sigma=learned))
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
 
     definition, state = nnx.split((model, optimizer))

@@ -22,7 +22,8 @@ DISTINCT_CASES = [(name, name) for name in DISTINCT]
 FIRST_CASES = [(name, name) for name in FIRST]
 LATER_CASES = [case for case in DISTINCT_CASES if case not in FIRST_CASES]
 # Without families whose gradients other default tests take, or which are another one but for the loss.
-GRADIENT_CASES = [case for case in FIRST_CASES if case[0] not in ("dis_base", "dss_regressor", "vim_compact_nano")]
+ELSEWHERE = ("dis_base", "dss_regressor", "vim_compact_nano")
+GRADIENT_CASES = [case for case in FIRST_CASES if case[0] not in ELSEWHERE]
 LATER_GRADIENT_CASES = [case for case in DISTINCT_CASES if case not in GRADIENT_CASES]
 
 

@@ -23,9 +23,13 @@ SLOW = {"dis", "mambavision", "tome", "vlm", "vmamba"}
 """Folders of models that take long to compile; `make test-parity` checks them too."""
 
 SLOW_DUMPS = {
+    "ann_s4",
     "mamba3_module_mimo_norm",
+    "s4_dplr_fout",
     "s4_s4d_lin_untied_dt",
+    "s4nd_2d_diag",
     "s5_cnormal_bidir",
+    "shared_mamba1",
     "vila15_mlp_downsample_g5",
     "hf_falcon_mamba",
     "hf_mamba2_limit",

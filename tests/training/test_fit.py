@@ -274,7 +274,7 @@ def test_a_model_of_another_discretization_does_not_go_on(tmp_path):
 
     def model(rule):
         config = SequenceConfig("s5", d_model=4, d_state=4, depth=1, layer_options={"discretization": rule})
-        return build("sequence_classifier", config)
+        return quick.made(lambda: build("sequence_classifier", config))
 
     def run(model, steps):
         return fit(
