@@ -180,7 +180,7 @@ def _validates(node: ast.AST) -> bool:
 def main() -> None:
     """Prints the table, or the calls of one case."""
     parser = argparse.ArgumentParser(description=inspect.getdoc(sys.modules[__name__]))
-    parser.add_argument("--trace", choices=list(cases()), help="print the calls of this layer or op in order, alone")
+    parser.add_argument("--trace", choices=list(BEFORE), help="print the calls of this layer or op in order, alone")
     wanted = parser.parse_args().trace
     columns = "functions", "switches", "checks", "maths"
     print(f"{'before -> now':16}" + "".join(f"{column:>14}" for column in columns))

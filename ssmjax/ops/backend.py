@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -151,7 +151,12 @@ def use_implementation(name: str, *ops: str) -> Iterator[None]:
 
 
 def resolve(
-    op: str, implementation: str, available: Mapping[str, Support | Callable[[], Support]], detail: str = ""
+    op: str,
+    implementation: str,
+    available: Mapping[str, Support | Callable[[], Support]],
+    detail: str = "",
+    *,
+    arrays: Sequence[Any] = (),
 ) -> str:
     """Chooses the implementation for one call of an op.
 
@@ -161,6 +166,7 @@ def resolve(
         available: The op's implementations in order of preference, each with None if it supports this call or the
             condition that failed, or with a function that finds out, called if the choice comes to it.
         detail: What else `report()` should say of the choice, such as the form that each platform gets.
+        arrays: Those that "reference" alone takes with an axis of size 0.
 
     Returns:
         A key of `available`.
@@ -176,6 +182,8 @@ def resolve(
         missing = f"{op} has no {chosen!r} implementation yet (it has {', '.join(available)})"
         failed = available.get(chosen, missing)
         failed = failed() if callable(failed) else failed
+        if failed is None and chosen != "reference" and any(0 in v.shape for v in arrays):
+            failed = "an axis has size 0"
         if failed is None:
             break
         refusals.append(f"not {chosen}: {failed}")

@@ -120,7 +120,7 @@ def test_another_layers_recurrence(layers):
 @pytest.mark.parametrize("mode", quick.first(["auto", "scan"]))
 def test_a_state_of_another_dtype_is_converted(layers, mode):
     for layer in layers.values():
-        states = [np.ones(layer.init_state(2).shape, dtype) for dtype in (np.complex64, np.int32)]
+        states = [np.ones(layer.init_state(2).shape, dtype) for dtype in (np.complex64, np.float32, np.int32)]
         call = functools.partial(lambda layer, state, mode: layer(u, state=state, mode=mode), mode=mode)
         chex.assert_trees_all_equal(*results(layer, call, states))
         chex.assert_trees_all_equal(*results(layer, lambda layer, state: layer.step(u[:, 0], state), states))

@@ -100,7 +100,7 @@ def check(case):
 CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=CHECKS)
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=CHECKS)
 @given(cases())
 def test_all_modes_agree(case):
     check(case)

@@ -18,7 +18,7 @@ VARIANTS = {
     "mamba3_mimo": (Mamba3, {"d_state": 4, "head_dim": 4, "rank": 2, "rope_fraction": 1.0, "norm": True}),
     "attention": (CausalAttention, {"heads": 4, "kv_heads": 2, "d_conv": 3, "rotary_dim": 2, "max_length": 16}),
 }
-MASK = np.array([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0, 0, 0], [1] * 9, [0, 1, 0, 1, 1, 0, 1, 1, 1]], bool)
+MASK = np.array([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0, 0, 0], [1] * 9, [0, 1, 0, 1, 1, 0, 0, 1, 1]], bool)
 
 
 def make(name):
@@ -86,7 +86,7 @@ def test_padding_holds_the_state(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_packed_sequences_do_not_see_each_other(name):
     """Outputs and gradients are those of each sequence alone; attention with positions, which only shift, too."""
-    layer, u, ids = make(name), sequence(9), np.array([[4, 4, 4, 7, 7, 7, 1, 1, 1]] * 2)
+    layer, u, ids = make(name), sequence(9), np.array([[4, 4, 4, 4, 4, 7, 7, 7, 1]] * 2)
     definition, parameters = nnx.split(layer)
 
     def loss(parameters, u, ids):

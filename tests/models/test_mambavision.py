@@ -99,7 +99,7 @@ def test_the_converter_is_exact_both_ways_with_statistics():
 def test_a_new_head_on_loading(tmp_path):
     ssmjax.save_pretrained(make(), tmp_path)
     loaded = ssmjax.load_pretrained(tmp_path, num_classes=3, img_size=64)
-    chex.assert_shape(jax.eval_shape(loaded, images(64)), (2, 3))
+    chex.assert_shape(quick.apply(loaded, images(64)), (2, 3))
 
 
 @pytest.mark.usefixtures("as_a_user")

@@ -162,7 +162,7 @@ def test_a_head_an_image_size_and_two_directions_are_changed_on_loading(tmp_path
     chex.assert_shape(loaded.head.kernel[...], (16, 3))
     old, new = saved.stages[1].blocks.op.x_proj[...], loaded.stages[1].blocks.op.x_proj[...]
     np.testing.assert_array_equal(old[:, ::2], new)
-    chex.assert_shape(jax.eval_shape(loaded, images((24, 24))), (2, 3))
+    chex.assert_shape(quick.apply(loaded, images((24, 24))), (2, 3))
 
 
 @pytest.mark.parametrize("options", [{}, {"core": "ssd", "initialization": "constant", "d_state": 4, "norm": "batch"}])

@@ -179,10 +179,8 @@ def enter(layer: Mixer, u: Tokens, *, mask: Mask | None, segment_ids: SegmentIds
     """
     where = type(layer).__name__
     check_array(where, "u", u, (None, None, None), "(b, l, d)", "Features are last, time is second.")
-    if mask is not None:
-        check_mask(where, mask, u.shape[:2])
-    if segment_ids is not None:
-        check_segment_ids(where, segment_ids, u.shape[:2])
+    check_mask(where, mask, u.shape[:2])
+    check_segment_ids(where, segment_ids, u.shape[:2])
     if state is not None:
         check_state(layer, state, u.shape[0])
     padding = None if mask is None else compact(mask)

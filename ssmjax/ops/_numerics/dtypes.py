@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 __all__ = ["common_type", "number_type", "real_type"]
@@ -10,7 +11,6 @@ __all__ = ["common_type", "number_type", "real_type"]
 def real_type(*arrays: Any) -> np.dtype:
     """Returns the real dtype to compute in: float64 if an array is of double precision, else float32.
 
-    >>> import jax.numpy as jnp
     >>> real_type(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.complex64))
     dtype('float32')
     """
@@ -21,17 +21,18 @@ def real_type(*arrays: Any) -> np.dtype:
 def number_type(*arrays: Any) -> np.dtype:
     """`real_type`, or the complex dtype of its precision if an array is complex.
 
-    >>> import jax.numpy as jnp
     >>> number_type(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.complex64))
     dtype('complex64')
     """
-    return np.result_type(np.float32, *(v.dtype for v in arrays))
+    real = real_type(*arrays)
+    if not any(jnp.issubdtype(v.dtype, jnp.complexfloating) for v in arrays):
+        return real
+    return np.dtype(np.complex128 if real == np.float64 else np.complex64)
 
 
 def common_type(a: Any, b: Any) -> np.dtype:
     """Returns the dtype of a result of two arrays: their own if they agree, else `number_type`.
 
-    >>> import jax.numpy as jnp
     >>> common_type(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.bfloat16)) == jnp.bfloat16
     True
     """

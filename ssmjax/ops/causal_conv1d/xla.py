@@ -12,11 +12,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ssmjax import _compat
 from ssmjax.ops import _half
 from ssmjax.ops._numerics.derivatives import reverse_only
+from ssmjax.ops._numerics.dtypes import common_type, real_type
 
 __all__ = ["causal_conv1d_xla", "run_of"]
 
@@ -31,7 +31,7 @@ def causal_conv1d_xla(x, weight, bias, activation, state, segment_ids, reverse):
         run = jnp.pad(run_of(segment_ids), ((0, 0), (center, k - 1 - center)), mode="edge")
     v = x
     if state is not None:  # a float32 state is not rounded to a bfloat16 input
-        wide = x.dtype if x.dtype == state.dtype else np.result_type(x.dtype, state.dtype, np.float32)
+        wide = common_type(x, state)
         v = jnp.concatenate([v.astype(wide) for v in ((x, state) if reverse else (state, x))], axis=1)
     correlate = functools.partial(_correlate, activation, center, state is None)
     return reverse_only("causal_conv1d", correlate, *_compat.vary_alike((v, weight, bias, run))).astype(x.dtype)
@@ -67,7 +67,7 @@ def _correlate_fwd(activation, center, alone, v, weight, bias, run):
 
 def _correlate_bwd(activation, center, alone, saved, dy):
     v, weight, bias, run = saved
-    g = dy.astype(np.result_type(v.dtype, np.float32))
+    g = dy.astype(real_type(v))
     if activation == "silu":
         y = _pre_activation(center, alone, v, weight, bias, run)
         sigmoid = jax.nn.sigmoid(y)
@@ -87,7 +87,7 @@ _correlate.defvjp(_correlate_fwd, _correlate_bwd)
 
 
 def _pre_activation(center, alone, v, weight, bias, run):
-    y = 0 if bias is None else bias.astype(np.result_type(v.dtype, np.float32))[None, None]
+    y = 0 if bias is None else bias.astype(real_type(v))[None, None]
     for o, (tap, same) in enumerate(_taps(center, alone, v, run, weight.shape[0])):
         term = tap * weight[o].astype(tap.dtype)[None, None]
         y = y + (term if same is None else jnp.where(same, term, 0))
@@ -97,7 +97,7 @@ def _pre_activation(center, alone, v, weight, bias, run):
 def _taps(center, alone, v, run, k):
     """The k shifted views (b l e) of `v` in float32, each with where it counts (b l 1), None for everywhere."""
     first, extra = (center, 0) if alone else (0, 1 - k)
-    l, v = v.shape[1] + extra, v.astype(np.result_type(v.dtype, np.float32))
+    l, v = v.shape[1] + extra, v.astype(real_type(v))
     for o in range(k):
         same = None if run is None else (run[:, o : o + l] == run[:, center : center + l])[..., None]
         yield _shifted(v, first - o, extra), same

@@ -67,20 +67,12 @@ def dplr_kernel(
     return dplr_taps(A, P, B, C, jnp.asarray(dt, number), length, implementation)
 
 
-def dplr_taps(
-    A: Complex[Array, "h n"],
-    P: Complex[Array, "r h n"],
-    B: Complex[Array, "*m h n"],
-    C: Complex[Array, "*c h n"],
-    dt: Float[Array, "h"],
-    length: int,
-    implementation: str = "auto",
-) -> Float[jax.Array, "... l h"]:
+def dplr_taps(A, P, B, C, dt, length, implementation="auto"):
     """`dplr_kernel` of arguments of one precision that are known to be right, as those of a layer are."""
     lead = *B.shape[:-2], *C.shape[:-2]
     B, C = (v.reshape(-1, *A.shape) for v in (B, C))
-    empty = "an axis has size 0" if 0 in (*A.shape, *B.shape, *C.shape) else None
-    if backend.resolve("dplr_kernel", implementation, {"xla": empty, "reference": None}) == "reference":
+    available = {"xla": None, "reference": None}
+    if backend.resolve("dplr_kernel", implementation, available, arrays=(A, B, C)) == "reference":
         K = dplr_kernel_reference(A, P, B, C, dt, length)
     else:
         steps = jnp.broadcast_to(dt[:, None], A.shape)

@@ -12,17 +12,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ssmjax import _compat
 from ssmjax.ops._numerics.derivatives import reverse_only
+from ssmjax.ops._numerics.dtypes import number_type
 
 __all__ = ["associative_scan", "linear_scan_xla", "shifted", "with_carry"]
 
 
 def linear_scan_xla(a, x, h0, reverse):
     """Returns `h` (b l *f) in the dtype of `x` and the last state (b *f); arguments as in `api.linear_scan`."""
-    number = np.result_type(a.dtype, x.dtype, np.float32)
+    number = number_type(a, x)
     if h0 is None:
         h0 = jnp.zeros_like(x[:, 0], dtype=number)
     if a.ndim < x.ndim:
@@ -95,7 +95,7 @@ def associative_scan(a: jax.Array, x: jax.Array, *, reverse: bool = False) -> ja
     """
     if not jnp.iscomplexobj(a) and not jnp.iscomplexobj(x):
         return jax.lax.associative_scan(_combine, (a, x), reverse=reverse)[1]
-    a, x = (v.astype(np.result_type(a.dtype, x.dtype)) for v in (a, x))
+    a, x = (v.astype(number_type(a, x)) for v in (a, x))
     pairs = (a.real, a.imag), (x.real, x.imag)
     return jax.lax.complex(*jax.lax.associative_scan(_combine_pairs, pairs, reverse=reverse)[1])
 

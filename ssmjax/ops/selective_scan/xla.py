@@ -20,13 +20,13 @@ import importlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange, repeat
 from jax.ad_checkpoint import checkpoint_name
 from jax.export import is_symbolic_dim
 
 from ssmjax import _compat
 from ssmjax.ops._numerics.derivatives import reverse_only
+from ssmjax.ops._numerics.dtypes import number_type, real_type
 from ssmjax.ops.selective_scan import xla_chunked, xla_sequential
 from ssmjax.ops.selective_scan.call import STATES, ScanCall
 from ssmjax.ops.selective_scan.xla_common import Form, Plan, ScanInputs
@@ -92,7 +92,7 @@ def selective_scan_xla(call: ScanCall, *, form=None, chunk=None, unroll=None, ti
     elsewhere; `tile` is how many numbers the state of one tile holds on a CPU.
     """
     x, dt, A, B, C, D, z, dt_bias, dt_softplus, h0, segment_ids, reverse, _ = call
-    real = np.result_type(x.dtype, np.float32)
+    real = real_type(x)
     dt = dt.astype(real)
     if dt_bias is not None:
         dt = dt + dt_bias.astype(real)[None, None]
@@ -118,7 +118,7 @@ def selective_scan_xla(call: ScanCall, *, form=None, chunk=None, unroll=None, ti
 def _scan_inputs(x, dt, A, B, C, h0, segment_ids, reverse) -> ScanInputs:
     """Returns the public arguments in the layout of `ScanInputs`."""
     g = next((M.shape[2] for M in (B, C) if M.ndim == 4), 1)
-    number = np.result_type(A.dtype, dt.dtype)
+    number = number_type(A, dt)
     if h0 is None:
         h0 = _compat.zeros((x.shape[0], *A.shape), number, x)
     keep = None

@@ -61,8 +61,7 @@ def softmax_kernel(
     if over is not None:
         over = _checks.as_counts(where, "over", over, "(r)", "length", length)
     flat = W.reshape(-1, *A.shape)
-    empty = "an axis has size 0" if 0 in (*W.shape, *A.shape) else None
-    if backend.resolve(where, implementation, {"xla": empty, "reference": None}) == "reference":
+    if backend.resolve(where, implementation, {"xla": None, "reference": None}, arrays=(W, A)) == "reference":
         K = softmax_kernel_reference(flat, A, dt, length, epsilon, over)
     else:
         K = softmax_kernel_xla((flat.real, flat.imag), (A.real, A.imag), dt, length, epsilon, over)

@@ -71,8 +71,8 @@ def diagonal_taps(
 ) -> Float[jax.Array, "*b l h"]:
     """`vandermonde` of arguments of one precision that are known to be right, as those of a layer are."""
     flat = C.reshape(-1, *A.shape)
-    empty = "an axis has size 0" if 0 in (*C.shape, *A.shape) else None
-    if backend.resolve("vandermonde", implementation, {"xla": empty, "reference": None}) == "reference":
+    available = {"xla": None, "reference": None}
+    if backend.resolve("vandermonde", implementation, available, arrays=(C, A)) == "reference":
         K = reference.vandermonde_reference(flat, A, dt, length, rule)
     else:
         K = kernel(
@@ -122,8 +122,7 @@ def vandermonde_state(
         raise errors.bad_shape(where, "u", u, f"(b l h) with the h of A {tuple(A.shape)}", "Features are last.")
     dt, A = _checks.as_diagonal(where, {}, _checks.as_number(A, real_type(u, A)), dt, rule)
     u = jnp.swapaxes(u, -1, -2).astype(dt.dtype)
-    empty = "an axis has size 0" if 0 in (*u.shape, *A.shape) else None
-    if backend.resolve(where, implementation, {"xla": empty, "reference": None}) == "reference":
+    if backend.resolve(where, implementation, {"xla": None, "reference": None}, arrays=(u, A)) == "reference":
         return reference.vandermonde_state_reference(u, A, dt, rule)
     s = state(u[..., ::-1], squares((A.real, A.imag), dt, rule, max(1, (u.shape[-1] - 1).bit_length())))
     return jax.lax.complex(*s) if jnp.iscomplexobj(A) else s[0]
